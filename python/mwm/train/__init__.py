@@ -1,0 +1,1 @@
+"""See DESIGN: room train."""
