@@ -1,1 +1,42 @@
-"""See DESIGN: room ops."""
+"""The kernels, and the only door to native code: plain functions on tensors, registered with ``torch.library``."""
+
+from __future__ import annotations
+
+from .backend import BackendError, reasons, resolve, table
+from .constants import SAMPLER_VERSION
+from .image_sum import image_expand, image_sum
+from .pack_tiles import pack_tiles, unpack_tiles
+from .philox import philox, random_words
+from .plan import TilePlan, build_plan
+from .region_coverage import region_coverage
+from .sample_active import sample_active, to_q32
+from .tile_pool import tile_pool
+
+__all__ = [
+    "SAMPLER_VERSION",
+    "BackendError",
+    "TilePlan",
+    "build_plan",
+    "image_expand",
+    "image_sum",
+    "pack_tiles",
+    "philox",
+    "random_words",
+    "reasons",
+    "region_coverage",
+    "resolve",
+    "sample_active",
+    "table",
+    "tile_conv",
+    "tile_pool",
+    "to_q32",
+    "unpack_tiles",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "tile_conv":
+        import importlib
+
+        return importlib.import_module("mwm.ops.tile_conv").tile_conv
+    raise AttributeError(f"module 'mwm.ops' has no attribute {name!r}")

@@ -1,0 +1,129 @@
+"""Which implementation of an op runs: a table, and the reasons why one cannot.
+
+Nothing here is process-wide state: a choice depends on the op, the argument `backend`, and the tensors alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from . import native
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
+ANY = (*FLOATS, *INTEGERS, torch.int8, torch.complex64)
+
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NAMES = ("cpu", "cuda", "triton", "reference")
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot run the op on these inputs; the message lists the reasons."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """What one implementation of one op accepts.
+
+    Attributes:
+        devices: Device types.
+        dtypes: Dtypes of its first (main) tensor.
+    """
+
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
+_REFERENCE_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_SUPPORT: dict[str, dict[str, Support]] = {}
+_RESOLVED: dict[tuple, str] = {}
+_WARNED: set[str] = set()
+
+
+def declare(op: str, *, cpu: tuple[torch.dtype, ...] | None, reference: tuple[torch.dtype, ...] = ANY) -> None:
+    """Enter an op into the table with the dtypes that each of its implementations takes."""
+    row = {"reference": Support(_REFERENCE_DEVICES, reference)}
+    if cpu is not None:
+        row["cpu"] = Support(("cpu",), cpu)
+    _SUPPORT[op] = row
+
+
+def reasons(op: str, backend: str, *tensors: torch.Tensor) -> list[str]:
+    """Why `backend` cannot run `op` on these tensors; an empty list means that it can.
+
+    Args:
+        op: Name of the op, e.g. ``"tile_conv"``.
+        backend: "cpu", "cuda", "triton" or "reference".
+        tensors: The op's tensor arguments; the first one decides on the dtype.
+    """
+    if backend not in NAMES:
+        return [f"unknown backend {backend!r} (known: {', '.join(NAMES)})"]
+    support = _SUPPORT[op].get(backend)
+    if support is None:
+        return [f"{op} has no {backend} kernel in this version"]
+    found = []
+    if backend == "cpu" and native.core() is None:
+        found.append(f"the native core is not built ({native.why_missing()}); {native.HOW_TO_BUILD}")
+    for tensor in tensors[:1]:
+        if tensor.device.type not in support.devices:
+            found.append(f"device {tensor.device.type} (supported: {', '.join(support.devices)})")
+        if tensor.dtype not in support.dtypes:
+            found.append(f"dtype {_short(tensor.dtype)} (supported: {', '.join(map(_short, support.dtypes))})")
+    return found
+
+
+def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
+    """Name of the backend that runs `op`: the one asked for, or the first of the device's order without a reason against it.
+
+    Raises:
+        BackendError: `backend` was asked for by name and cannot run these inputs, or none can.
+    """
+    first = tensors[0]
+    key = (op, backend, first.device.type, first.dtype)
+    known = _RESOLVED.get(key)
+    if known is not None:
+        return known
+    if backend:
+        if found := reasons(op, backend, *tensors):
+            raise BackendError(_refusal(op, f'backend="{backend}"', tensors, found))
+        chosen = backend
+    else:
+        order = ORDER.get(first.device.type, ("reference",))
+        against = {name: reasons(op, name, *tensors) for name in order}
+        chosen = next((name for name in order if not against[name]), "")
+        if not chosen:
+            lines = [f"{name}: {reason}" for name, found in against.items() for reason in found]
+            raise BackendError(_refusal(op, "no backend", tensors, lines))
+        if chosen == "reference" and op not in _WARNED:
+            _WARNED.add(op)
+            lines = [reason for name in order[:-1] for reason in against[name]]
+            warnings.warn(f"{op} runs on the plain torch reference, which is slow: {'; '.join(lines)}", stacklevel=3)
+    _RESOLVED[key] = chosen
+    return chosen
+
+
+def table() -> list[dict[str, str]]:
+    """One row per op for ``mwm info``: {"op": name, "cpu": "yes" | reason, "cuda": …, "triton": …, "reference": …}."""
+    rows = []
+    for op in sorted(_SUPPORT):
+        row = {"op": op}
+        for backend in NAMES:
+            row[backend] = "; ".join(reasons(op, backend)) or "yes"
+        rows.append(row)
+    return rows
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refusal(op: str, subject: str, tensors: tuple[torch.Tensor, ...], found: list[str]) -> str:
+    first = tensors[0]
+    lines = "\n".join(f"  {reason}" for reason in found)
+    return (
+        f"{subject} cannot run {op} on these inputs (x: {list(first.shape)} {_short(first.dtype)}, {first.device}):\n{lines}\n"
+        f'  Use backend="reference" or leave it out; `mwm info` lists what runs here.'
+    )

@@ -1,0 +1,55 @@
+"""The way into the compiled core: loading it, and describing tensors to it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+HOW_TO_BUILD = "run `pip install .` in the repository with a C++20 compiler (gcc >= 11 or clang >= 14)"
+
+try:
+    from mwm import _core as _CORE
+except ImportError as error:
+    _CORE = None
+    _WHY = str(error)
+else:
+    _WHY = ""
+
+# The numbers are those of csrc/view.h.
+_CODES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.int64: 4,
+    torch.int32: 5,
+    torch.int16: 6,
+    torch.uint8: 7,
+    torch.bool: 8,
+    torch.int8: 9,
+    torch.complex64: 10,
+}
+
+
+def core() -> ModuleType | None:
+    """The compiled module ``mwm._core``, or None where it is not built."""
+    return _CORE
+
+
+def why_missing() -> str:
+    """The import error that hides the compiled core; empty where it loads."""
+    return _WHY
+
+
+def view(tensor: torch.Tensor | None) -> tuple[Any, ...] | None:
+    """(address, shape, strides in elements, dtype code) of a strided CPU tensor, as csrc/view.h reads it."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), _CODES[tensor.dtype]
+
+
+def threads() -> int:
+    """Number of threads that a native loop may use: torch's own setting."""
+    return torch.get_num_threads()
