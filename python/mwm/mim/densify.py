@@ -1,0 +1,71 @@
+"""From packed maps to dense ones: norm what is visible, put a learned token where it is not, project."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mwm.ops import unpack_tiles
+from mwm.sparse import Packed, sparsify
+
+
+class VisibleLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of every visible position, on packed tiles."""
+
+    def forward(self, x: Packed) -> Tensor:
+        """[T, C, t, t] -> [T, C, t, t]"""
+        tiles = F.layer_norm(x.tiles.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return tiles.permute(0, 3, 1, 2)
+
+
+class VisibleBatchNorm(nn.Module):
+    """Batch norm over the visible positions of the batch, on packed tiles."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = sparsify(nn.BatchNorm2d(channels))
+
+    def forward(self, x: Packed) -> Tensor:
+        """[T, C, t, t] -> [T, C, t, t]"""
+        return self.norm(x).tiles
+
+
+class Densify(nn.Module):
+    """One scale of the pyramid, packed to dense.
+
+    dense = project(where(active, norm(x), token))
+
+    Args:
+        channels: channels of the map.
+        width: channels the decoder wants at this stride.
+        deepest: the deepest map is projected by 1x1, and not at all where its channels already fit; the others by 3x3.
+        norm: "batch" or "layer", over visible positions.
+
+    Source: Mask What Matters (arXiv 2509.23054) and SparK (arXiv 2301.03580), densifying.
+    """
+
+    def __init__(self, channels: int, width: int, *, deepest: bool, norm: str) -> None:
+        super().__init__()
+        self.norm = VisibleBatchNorm(channels) if norm == "batch" else VisibleLayerNorm(channels, eps=1e-6)
+        self.mask_token = nn.Parameter(torch.empty(1, channels, 1, 1))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if deepest:
+            self.project = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        else:
+            self.project = nn.Conv2d(channels, width, 3, padding=1)
+
+    def forward(self, x: Packed) -> Tensor:
+        """Densify.
+
+        Args:
+            x: a map of the encoder. [T, C, t, t]
+
+        Returns:
+            [B, width, Gh * t, Gw * t]
+        """
+        tiles = self.norm(x)
+        dense = unpack_tiles(tiles, x.plan, fill=0.0)
+        edge = tiles.shape[-1]
+        visible = x.active.repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
+        return self.project(torch.where(visible, dense, self.mask_token.to(dense.dtype)))
