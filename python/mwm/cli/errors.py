@@ -1,0 +1,51 @@
+"""From an exception to one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+EXPLAINED, UNFORESEEN, INTERRUPTED = 2, 1, 130
+
+
+def report(error: Exception) -> int:
+    """Print the sentence on stderr; returns the exit code."""
+    words, code = sentence(error)
+    print(f"mwm: {words}", file=sys.stderr)
+    return code
+
+
+def sentence(error: Exception) -> tuple[str, int]:
+    """What to tell the user about an exception, and the exit code: 2 where the message says what to do, else 1."""
+    if isinstance(error, OSError):
+        return _file_error(error), EXPLAINED
+    words = _own_words(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package {error.name!r} is missing. Install it with `pip install {error.name}`.", EXPLAINED
+    if isinstance(error, ValueError | TypeError | ImportError) or type(error).__name__ in {"BackendError", "Refusal"} or type(error).__module__.startswith("mwm."):
+        return words, EXPLAINED
+    if isinstance(error, MemoryError) or "out of memory" in words.lower() or "can't allocate memory" in words.lower():
+        return "the memory does not suffice. Use a smaller --batch-size, --image-size or --decoder-width.", EXPLAINED
+    return f"unforeseen {type(error).__name__}: {words} Run the command again with --debug to see where, and report it.", UNFORESEEN
+
+
+def _own_words(error: Exception) -> str:
+    words = str(error).strip() or type(error).__name__
+    if words.startswith("Caught ") and "worker process" in words:
+        # A loader worker's error arrives with its traceback as text; the last line holds the message.
+        last = words.splitlines()[-1]
+        words = last.split(": ", 1)[1] if ": " in last else last
+    return words
+
+
+def _file_error(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full{where}. What was written before is whole; free space and run the command again (pretrain: with --resume)."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission{where}. Choose another folder or change its permissions."
+    if error.errno == errno.ENOENT:
+        return f"there is no such file or folder{where}. Check the path."
+    if error.strerror:
+        return f"{error.strerror.lower()}{where}."
+    return str(error)
