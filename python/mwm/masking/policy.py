@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -131,7 +132,7 @@ class Policy(abc.ABC):
         found = inside[inside.flatten(1).any(1)]
         if not len(found):
             raise ValueError(f"{self.name}: at least one region must be non-empty, got {len(inside)} empty ones. Change the prompt, or use the uniform policy.")
-        return float(self.hidden_share(found).mean())
+        return math.fsum(self.hidden_share(found).tolist()) / len(found)  # fsum: no order of the images changes the last bit
 
     def with_empty_share(self, share: float) -> Policy:
         """The same policy, hiding this share of images whose region is empty; itself where no region is read."""

@@ -153,12 +153,12 @@ class RegionPolicy(Policy):
     def hidden_share(self, inside: Tensor) -> Tensor:
         """Expected hidden share of each image. bool [B, Gh, Gw] → float64 [B]"""
         patches = inside.shape[1] * inside.shape[2]
-        n_in = inside.flatten(1).sum(1)
+        n_in = inside.flatten(1).sum(1).double()
         if self.overall is not None:
             return torch.full((len(inside),), round(self.overall * patches) / patches, dtype=torch.float64, device=inside.device)
         share = (n_in * self.high + (patches - n_in) * self.low) / patches
         without = self._share_without_region()
-        return torch.where(n_in > 0, share.double(), float("nan") if without is None else without)
+        return torch.where(n_in > 0, share, float("nan") if without is None else without)
 
     def with_empty_share(self, share: float) -> RegionPolicy:
         """The same policy, hiding `share` of the patches of images whose region is empty."""
