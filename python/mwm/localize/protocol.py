@@ -1,0 +1,64 @@
+"""What a localizer is, and the checks that every localizer makes on its arguments."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Localizer(Protocol):
+    """From images and texts to regions.
+
+    Attributes:
+        name: Name in the registry.
+        fingerprint: Changes when the answers may change (weights, settings); part of the key of cached regions.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Heat maps of what the prompts name.
+
+        Args:
+            images: float [B, C, H, W] in [0, 1]
+            prompts: One text per image.
+
+        Returns:
+            Heat maps in [0, 1]. float32 [B, H, W]
+        """
+        ...
+
+
+def check_images(images: Any, prompts: Any, name: str) -> None:
+    """Refuse what is not images [B, C, H, W] in [0, 1] with one prompt each.
+
+    Raises:
+        TypeError: not a float tensor, or prompts that are no list of texts.
+        ValueError: shape, range or number of prompts do not fit.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"{name}: images must be a float tensor [B, C, H, W] in [0, 1], got {getattr(images, 'dtype', type(images).__name__)}. Divide 8-bit images by 255.")
+    if images.ndim != 4 or not all(images.shape[1:]):
+        raise ValueError(f"{name}: images must be [B, C, H, W], got {list(images.shape)}. Add the batch or channel dimension.")
+    if isinstance(prompts, str) or not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"{name}: prompts must be a list of texts, one per image, got {type(prompts).__name__}. Use [prompt] * len(images).")
+    if len(prompts) != len(images):
+        raise ValueError(f"{name}: prompts must be one text per image, got {len(prompts)} for {len(images)} images. Use [prompt] * len(images).")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ValueError(f"{name}: prompts must not be empty, got {prompt!r}. Name what to look for, for example 'both lungs'.")
+    if len(images):
+        low, high = torch.aminmax(images.detach())
+        if not bool(low >= -1e-3) or not bool(high <= 1 + 1e-3):  # written so that NaN is refused too
+            raise ValueError(f"{name}: images must be in [0, 1], got {float(low):.3g} … {float(high):.3g}. Read them with mwm.data.read_image, and normalise after localizing.")
+
+
+def default_device(device: Any = None) -> torch.device:
+    """The device asked for, or the first CUDA device where there is one, else the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

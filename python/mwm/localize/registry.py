@@ -1,0 +1,60 @@
+"""Localizers by name; each is imported when it is asked for. A new one is one file and one line below."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from mwm.localize.protocol import Localizer
+
+_LOCALIZERS = {
+    "clipseg": "mwm.localize.clipseg:ClipsegLocalizer",
+    "maps": "mwm.localize.maps:MapsLocalizer",
+    "tiny": "mwm.localize.tiny:TinyLocalizer",
+}
+
+
+def list_localizers() -> list[str]:
+    """Names that `create_localizer` knows, sorted."""
+    return sorted(_LOCALIZERS)
+
+
+def create_localizer(name: str, *, checkpoint: str | Path | None = None, device: Any = None, **settings: Any) -> Localizer:
+    """Build a localizer by name.
+
+    Args:
+        name: One of `list_localizers()`.
+        checkpoint: Hub name or local folder of the weights, for localizers that have several ("clipseg"); the folder of
+            masks for "maps". Only a hub name typed here is ever fetched.
+        device: Where it runs; the first CUDA device where there is one, else the CPU.
+        **settings: Further arguments of that localizer.
+
+    Returns:
+        A callable ``(images [B, C, H, W] in [0, 1], prompts) → float [B, H, W] in [0, 1]``.
+
+    Raises:
+        ValueError: the name is unknown, or the checkpoint is not one of that localizer's.
+        TypeError: a setting is unknown.
+    """
+    if name not in _LOCALIZERS:
+        raise ValueError(f"create_localizer: name must be one of {', '.join(list_localizers())}, got {name!r}.")
+    module, attribute = _LOCALIZERS[name].split(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    known = inspect.signature(kind).parameters
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        offered = sorted(set(known) - {"checkpoint", "device"})
+        raise TypeError(f"create_localizer: settings of {name} must be among {', '.join(offered) or 'none'}, got {', '.join(unknown)}.")
+    arguments = dict(settings)
+    if "checkpoint" in known:
+        if checkpoint is not None:
+            arguments["checkpoint"] = checkpoint
+        elif known["checkpoint"].default is inspect.Parameter.empty:
+            raise ValueError(f"create_localizer: checkpoint must be given for {name}, got none. {getattr(kind, 'checkpoint_hint', '')}".strip())
+    elif checkpoint is not None:
+        raise ValueError(f"create_localizer: checkpoint must be left out for {name}, which brings its own weights, got {str(checkpoint)!r}. Use clipseg for other weights.")
+    if "device" in known:
+        arguments["device"] = device
+    return kind(**arguments)
