@@ -113,8 +113,10 @@ def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    if local_only:  # a download shows its progress; reading a folder takes no time
+        logging.disable_progress_bar()
     try:
         options = {"local_files_only": local_only}
         found, _ = CLIPSegConfig.get_config_dict(source, **options)
@@ -139,6 +141,8 @@ def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
         raise ValueError(f"clipseg: checkpoint {str(source)!r} cannot be read ({_first_line(error)}). Download or save it again.") from error
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"clipseg: checkpoint must hold all weights of CLIPSeg, got {str(source)!r} without {len(missing)} of them (first: {missing[0]}). "
