@@ -1,0 +1,290 @@
+"""One pre-training run, from a configuration to an encoder."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mwm.mim import MaskedImageModel
+from mwm.sparse import create_encoder, random_state, sparsify
+from mwm.train import checkpoint, distributed, record
+from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError
+from mwm.train.distributed import World
+from mwm.train.export import export, full_model, name_map
+from mwm.train.loader import BatchOrder, MaskedViews, create_loader, one_sentence
+from mwm.train.logs import RunLogs
+from mwm.train.optim import Schedule, create_optimizer
+from mwm.train.panel import write_panel
+from mwm.train.prepare import Prepared, prepare
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pretrain(config: PretrainConfig, *, localize: Callable[[PretrainConfig], Any] | None = None, command: str | None = None) -> Path:
+    """Pre-train an encoder by masked image modelling; under torchrun, on all its processes.
+
+    Every batch, crop, flip, mask and drop-path draw is a pure function of (seed, image id, epoch), so that a run that
+    was killed at any moment goes on with `config.resume` to the same weights and metrics.
+
+    Args:
+        config: the settings.
+        localize: turns `config.prompt` into regions where `config.regions` is None: called with the configuration,
+            returns what `regions` accepts, or (that, the localizer's fingerprint).
+        command: the command line for run.json.
+
+    Returns:
+        The run's folder, with encoder.safetensors, config.yaml, run.json, metrics.csv, tensorboard, panels, checkpoint.
+
+    Raises:
+        TrainError: the run cannot start or go on; one sentence. What was written before is whole.
+
+    Source: Mask What Matters (arXiv 2509.23054), training.
+    """
+    if config.mask_ratio is None and config.precision == "fp16" and config.device == "cpu":
+        raise TrainError("pretrain: precision must be fp32 or bf16 on a CPU, got fp16. Take bf16.")
+    world = distributed.start(config.device)
+    try:
+        with _as_configured(config, world.device):
+            prepared = _on_main(world, lambda: prepare(config, localize, world.size))
+            return _Trainer(config, prepared, world, command).run()
+    finally:
+        distributed.stop(world)
+
+
+class _Trainer:
+    """The state of a run in flight."""
+
+    def __init__(self, config: PretrainConfig, prepared: Prepared, world: World, command: str | None) -> None:
+        self.config, self.prepared, self.world, self.command = config, prepared, world, command
+        self.began = time.monotonic()
+        self.model = build_model(config, prepared.preprocessing.channels, world)
+        self.order = dict(images=len(prepared.records), batch=prepared.batch, seed=config.seed, epochs=config.epochs)
+        self.per_epoch = len(prepared.records) // prepared.batch
+        self.schedule = Schedule.of(config, self.per_epoch, prepared.batch)
+        self.optimizer = create_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self.environment = record.environment(world.device, world.size)
+        self.step, self.seconds_before = 0, 0.0
+        self.run_folder = Path(config.out)
+        self.pending: list[tuple[int, int, torch.Tensor]] = []
+
+    def run(self) -> Path:
+        """Train to the end; returns the run's folder."""
+        if self.prepared.continues:
+            self._resume()
+        self.wrapped = distributed.wrap(self.model, self.world)
+        if self.world.is_main:
+            record.claim_folder(self.config, continues=self.prepared.continues)
+            self._write_facts("running")
+        distributed.barrier(self.world)
+        self.logs = RunLogs(self.run_folder, self.step if self.prepared.continues else None) if self.world.is_main else None
+        try:
+            self._train()
+            if self.world.is_main:
+                self._finish()
+        except TrainError:
+            raise
+        except ValueError as error:
+            raise TrainError(f"pretrain: {one_sentence(error)} What was written before is whole; go on with --resume.") from error
+        finally:
+            if self.logs is not None:
+                with contextlib.suppress(TrainError):
+                    self.logs.close()
+        distributed.barrier(self.world)
+        return self.run_folder
+
+    def _train(self) -> None:
+        config = self.config
+        batches = BatchOrder(**self.order, start=self.step, rank=self.world.rank, world_size=self.world.size)
+        preprocessing = self.prepared.preprocessing
+        views = MaskedViews(self.prepared.source(), self.prepared.transform(), preprocessing.normalise, self.prepared.policy, config.grid, config.seed)
+        loader = create_loader(views, batches, workers=config.workers, device=self.world.device)
+        visible = self.prepared.policy.visible(config.grid)
+        saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)
+        bar = tqdm(total=self.schedule.steps * self.prepared.batch, initial=self.step * self.prepared.batch, unit="img", desc="pretrain",
+                   disable=not (config.progress and self.world.is_main), dynamic_ncols=True)
+        with bar:
+            for batch in loader:
+                self.pending.append((self.step + 1, batch.epoch, self._step(batch, visible)))
+                self.step += 1
+                bar.update(self.prepared.batch)
+                epoch_ends = self.step % self.per_epoch == 0
+                save = self._due(saved_at)
+                if save or epoch_ends or self.step % config.log_every == 0:
+                    loss = self._flush(logged_at)
+                    logged_at = (time.monotonic(), self.step)
+                    bar.set_postfix_str(f"epoch {batch.epoch + 1}/{config.epochs} loss {loss:.4f}", refresh=False)
+                if epoch_ends and self.world.is_main and config.panel_every and (batch.epoch + 1) % config.panel_every == 0:
+                    self._panel(batch.epoch + 1)
+                if save:
+                    self._save()
+                    saved_at = time.monotonic()
+        self._save()
+
+    def _step(self, batch: Any, visible: int | None) -> torch.Tensor:
+        """One optimizer step; returns [loss, gradient norm, hidden, patches, flat hidden, all hidden error, flat error]."""
+        device, config = self.world.device, self.config
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
+        self.schedule.apply(self.optimizer, self.step)
+        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        active = batch.active if visible is None or device.type == "cpu" else batch.active.to(device, non_blocking=True)
+        half = _AUTOCAST[config.precision]
+        with random_state(seed=config.seed, ids=batch.ids, epoch=batch.epoch, view=0), torch.autocast(device.type, half, enabled=half is not None):
+            terms = self.wrapped(images, active, visible=visible, reduction="sum")
+        sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden,
+                            (~batch.active).sum().to(terms.hidden), terms.hidden.new_tensor(batch.active.numel())])
+        total, counted, flat_total, flat_hidden, hidden, patches = distributed.sum_over_ranks(sums.double(), self.world)
+        loss = terms.total * (self.world.size / counted.clamp(min=1)).to(terms.total.dtype)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, config.clip if config.clip is not None else math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        everything = total + flat_total if config.min_std else total
+        return torch.stack([total / counted.clamp(min=1), norm.double(), hidden, patches, flat_hidden, everything, flat_total])
+
+    def _flush(self, since: tuple[float, int]) -> float:
+        """Bring the pending rows to the logs; returns the last loss."""
+        values = torch.stack([row for _, _, row in self.pending]).tolist()
+        for (step, epoch, _), (loss, norm, hidden, patches, flat, everything, flat_error) in zip(self.pending, values, strict=True):
+            if not math.isfinite(loss):
+                saved = "the checkpoint" if (self.run_folder / checkpoint.NAME).exists() else "what was written"
+                raise TrainError(f"pretrain: the loss of step {step} is not finite (NaN or infinite); {saved} from before is kept. Lower --base-lr, "
+                                 "lengthen --warmup-epochs, set --clip, or use --precision fp32, and start a new --out.")
+            if self.logs is not None:
+                self.logs.row({"step": step, "epoch": epoch, "loss": loss, "lr": self.schedule.lr(step - 1),
+                               "weight_decay": self.schedule.weight_decay(step - 1), "grad_norm": norm, "hidden_share": hidden / patches,
+                               "flat_hidden_share": flat / max(1.0, hidden), "flat_loss_share": flat_error / everything if everything else 0.0})
+        if self.logs is not None and self.pending:
+            seconds = time.monotonic() - since[0]
+            self.logs.scalar("images_per_second", (self.step - since[1]) * self.prepared.batch / max(seconds, 1e-9), self.step)
+            self.logs.flush()
+        self.pending = []
+        return values[-1][0] if values else math.nan
+
+    def _due(self, saved_at: float) -> bool:
+        """Whether a checkpoint is due; by time, rank 0's clock decides for all."""
+        config = self.config
+        if config.checkpoint_steps and self.step % config.checkpoint_steps == 0:
+            return True
+        if not config.checkpoint_minutes:
+            return False
+        late = time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
+        return distributed.broadcast_object(late, self.world) if self.world.size > 1 else late
+
+    def _save(self) -> None:
+        self._flush((time.monotonic(), self.step)) if self.pending else None
+        if self.world.is_main:
+            checkpoint.save(self.run_folder / checkpoint.NAME, {
+                "format": checkpoint.FORMAT, "step": self.step, "epoch": self.step // self.per_epoch, "schedule": asdict(self.schedule),
+                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "settings": {k: v for k, v in self.config.to_dict().items() if k not in FREE_ON_RESUME and k not in ("prompt", "read")},
+                "environment": self.environment, "image_list": self.prepared.image_list})
+            self._write_facts("running")
+
+    def _resume(self) -> None:
+        path = self.run_folder / checkpoint.NAME
+        if self.world.is_main:
+            checkpoint.clean(self.run_folder)
+        if not path.exists():
+            return
+        state = checkpoint.load(path)
+        checkpoint.load_into(self.model, state["model"], f"{path.parent.name}/{path.name}")
+        if state["schedule"] != asdict(self.schedule) or state["image_list"] != self.prepared.image_list:
+            raise TrainError("pretrain: the images are not those the run began with (other files, or files changed). Restore them, or choose another --out.")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        change = record.environment_change(state["environment"], self.environment)
+        if change and self.world.is_main:
+            warnings.warn(change, stacklevel=2)
+        self.seconds_before = record.read_run_json(self.run_folder).get("wall_time_seconds", 0.0)
+
+    def _panel(self, epoch: int) -> None:
+        images, region, ids = self.prepared.samples(self.config.panel_images)
+        policy = self.prepared.policy
+        active = policy(region if policy.needs_region else None, grid=self.config.grid, seed=self.config.seed, ids=ids, epoch=0)
+        write_panel(self.run_folder / "panels" / f"epoch_{epoch:04d}.png", self.model, images, active, self.prepared.preprocessing,
+                    region if policy.needs_region else None)
+
+    def _write_facts(self, status: str) -> None:
+        record.write_config(self.run_folder, self.prepared.config, self.prepared.resolved)
+        record.write_run_json(self.run_folder, command=self.command, env=self.environment, seed=self.config.seed, image_list=self.prepared.image_list,
+                              localizer=self.prepared.localizer, status=status, steps=self.step,
+                              seconds=self.seconds_before + time.monotonic() - self.began)
+        self.prepared.write_skipped(self.run_folder)
+
+    def _finish(self) -> None:
+        export(self.run_folder, self.config.encoder, self.model.net, self.prepared.preprocessing, seed=self.config.seed,
+               facts={"epochs": str(self.config.epochs), "steps": str(self.step)})
+        self._write_facts("finished")
+        self.prepared.report_skipped()
+
+
+def build_model(config: PretrainConfig, channels: int, world: World) -> MaskedImageModel:
+    """The model of a run on its device, initialised from the seed; checks that its encoder can be exported.
+
+    Raises:
+        TrainError: the encoder is unknown, or its strides do not fit the patch size.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        settings = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+        encoder = create_encoder(config.encoder, channels, **settings)
+        name_map(encoder, full_model(config.encoder, channels, 1))
+        torch.manual_seed(config.seed)
+        model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels)
+    except TrainError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise TrainError(f"pretrain: {error}") from error
+    unreached = set(model.unreached)
+    for name, parameter in model.net.named_parameters():
+        if name in unreached:
+            parameter.requires_grad_(False)
+    return distributed.sync_batch_norm(model.to(world.device).train(), world)
+
+
+def _on_main(world: World, work: Callable[[], Any]) -> Any:
+    """Do something on rank 0 and give every rank the result, or the refusal."""
+    result = error = None
+    if world.is_main:
+        try:
+            result = work()
+        except (ValueError, OSError) as caught:
+            error = caught
+    if world.size > 1:
+        result, text = distributed.broadcast_object((result, str(error) if error is not None else None), world)
+        if error is None and text is not None:
+            raise TrainError(text)
+    if error is not None:
+        raise error
+    return result
+
+
+@contextlib.contextmanager
+def _as_configured(config: PretrainConfig, device: torch.device) -> Iterator[None]:
+    """Threads, deterministic convolutions and torch's random state for the time of a run."""
+    threads, settings = torch.get_num_threads(), (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            yield
+        finally:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = settings
+            torch.set_num_threads(threads)

@@ -1,0 +1,147 @@
+"""What a run writes down about itself: config.yaml, run.json, and who may use its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mwm
+from mwm.train.checkpoint import NAME, write_text
+from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError, read_yaml
+
+_MARKS = ("config.yaml", "run.json", NAME)
+
+
+def check_folder(config: PretrainConfig) -> bool:
+    """Whether the run in `config.out` is to be continued; changes nothing.
+
+    Raises:
+        TrainError: the folder holds a run and neither overwrite nor resume is set, holds something else, or holds a run
+            of other settings.
+    """
+    run = Path(config.out)
+    if run.is_file():
+        raise TrainError(f"pretrain: out must be a folder, got the file {run}. Choose another --out.")
+    if not run.is_dir() or not any(run.iterdir()):
+        return False
+    if not any((run / name).exists() for name in _MARKS):
+        raise TrainError(f"pretrain: out must be a new folder or a run, but {run} holds other files. Choose another --out.")
+    if config.overwrite:
+        return False
+    if not config.resume:
+        raise TrainError(f"pretrain: {run} holds a run already. Continue it with --resume, replace it with --overwrite, or choose another --out.")
+    if not (run / "config.yaml").is_file():
+        return False
+    stored = PretrainConfig.from_yaml(run / "config.yaml", out=config.out, resume=True, overwrite=False)
+    differ = [name for name in stored.to_dict() if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)]
+    if differ:
+        name = differ[0]
+        more = f" (and {', '.join(differ[1:])})" if differ[1:] else ""
+        raise TrainError(f"pretrain: {name} is {getattr(stored, name)!r} in the run and {getattr(config, name)!r} now{more}. A run is continued with its "
+                         "own settings: leave them out, or choose another --out.")
+    return True
+
+
+def claim_folder(config: PretrainConfig, *, continues: bool) -> Path:
+    """Make the run's folder; an overwritten run is removed only now, when the new one is ready to begin."""
+    run = Path(config.out)
+    try:
+        if not continues and run.is_dir():
+            for path in run.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"pretrain: the folder {run} cannot be made ({error.strerror}). Choose another --out.") from error
+    return run
+
+
+def write_config(run: Path, config: PretrainConfig, resolved: dict[str, Any]) -> None:
+    """config.yaml: the settings, and under `resolved` what the run found out."""
+    import yaml
+
+    settings = config.replace(resume=False, overwrite=False).to_dict()
+    write_text(run / "config.yaml", yaml.safe_dump({**settings, "resolved": resolved}, sort_keys=False, allow_unicode=True))
+
+
+def read_resolved(run: Path) -> dict[str, Any]:
+    """The section `resolved` of a run's config.yaml; empty where there is none."""
+    import yaml
+
+    read_yaml(run / "config.yaml")
+    return yaml.safe_load((run / "config.yaml").read_text()).get("resolved") or {}
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What must be the same for a run to continue bit for bit."""
+    import timm
+    import torchvision
+
+    import numpy
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+    return {"mwm": mwm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__,
+            "numpy": numpy.__version__, "python": platform.python_version(), "device": f"{device.type} ({name})",
+            "threads": torch.get_num_threads(), "world_size": world_size}
+
+
+def environment_change(stored: dict[str, Any], present: dict[str, Any]) -> str | None:
+    """One sentence on what differs between two environments, or None."""
+    differ = [f"{name} {stored.get(name)} -> {present[name]}" for name in present if stored.get(name) != present[name]]
+    if not differ:
+        return None
+    return f"pretrain: the run goes on elsewhere than it began ({', '.join(differ)}): its numbers will not repeat bit for bit."
+
+
+def write_run_json(run: Path, *, command: str | None, env: dict[str, Any], seed: int, image_list: str, localizer: str | None,
+                   status: str, steps: int, seconds: float) -> None:
+    """run.json: command, commit, versions, device, threads, seeds, wall time, and hashes of what came in."""
+    facts = {"command": command or " ".join(sys.argv), "commit": _commit(), **env, "seed": seed, "image_list": image_list, "localizer": localizer,
+             "status": status, "steps": steps, "wall_time_seconds": round(seconds, 1)}
+    write_text(run / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+def read_run_json(run: Path) -> dict[str, Any]:
+    """run.json as a dict; empty where there is none."""
+    try:
+        return json.loads((run / "run.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def list_hash(entries: Iterable[tuple[int, int]]) -> str:
+    """Hash of an image list: of the ids and file sizes (bytes), whatever their order."""
+    text = "\n".join(f"{id_:08x} {size}" for id_, size in sorted(entries))
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_size(path: str | Path) -> int:
+    """Size in bytes; 0 where the file cannot be looked at."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that mwm is imported from; None where it is installed."""
+    folder = Path(mwm.__file__).parent
+    try:
+        subprocess.run(["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], check=True,
+                              capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,105 @@
+"""A checkpoint is whole or it is the old one: damage, a full disk, another model, code in the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mwm.train import checkpoint
+from mwm.train.config import TrainError
+
+
+def _state(fill: float = 1.0) -> dict:
+    return {"format": 1, "step": 7, "model": {"w": torch.full((200, 100), fill)}, "name": "x", "betas": (0.9, 0.95)}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / checkpoint.NAME, _state(3.5))
+    state = checkpoint.load(tmp_path / checkpoint.NAME)
+    assert (state["step"], state["betas"], state["name"]) == (7, (0.9, 0.95), "x")
+    assert torch.equal(state["model"]["w"], torch.full((200, 100), 3.5))
+    assert os.listdir(tmp_path) == [checkpoint.NAME]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, _state())
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-100]), "empty": b"", "foreign": b"PK" + bytes(5000)}[damage])
+    with pytest.raises(TrainError, match="is damaged or no checkpoint of mwm"):
+        checkpoint.load(path)
+
+
+def test_an_absent_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="must be readable"):
+        checkpoint.load(tmp_path / checkpoint.NAME)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"format": 1, "bomb": Bomb()})
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+_FULL_DISK = """
+import resource, sys, torch
+from mwm.train import checkpoint
+from mwm.train.config import TrainError
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    checkpoint.save(__import__("pathlib").Path(sys.argv[1]), {"format": 1, "step": 8, "w": torch.zeros(400, 1000)})
+except TrainError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("quota", [8_000, 700_000])
+def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path: Path, quota: int) -> None:
+    assert quota < resource.RLIM_INFINITY or resource.RLIM_INFINITY < 0
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, _state())
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path), str(quota)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("checkpoint.pt: the disk is full")
+    assert "--resume" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert checkpoint.load(path)["step"] == 7
+    assert os.listdir(tmp_path) == [checkpoint.NAME]
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_first_difference() -> None:
+    model, other = nn.Linear(3, 4), nn.Linear(3, 5)
+    with pytest.raises(TrainError, match=r"belongs to another model \(weight is \[5, 3\] there and \[4, 3\] here"):
+        checkpoint.load_into(model, other.state_dict(), "run/checkpoint.pt")
+    with pytest.raises(TrainError, match="bias is not in it"):
+        checkpoint.load_into(model, {"weight": torch.zeros(4, 3)}, "run/checkpoint.pt")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    checkpoint.write_text(path, "old")
+
+    def fail(file) -> None:
+        file.write(b"ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
