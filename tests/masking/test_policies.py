@@ -56,6 +56,11 @@ def draw(policy: Policy, region: torch.Tensor | None = None, ids: torch.Tensor =
     return policy(regions() if region is None else region, grid=grid, seed=seed, ids=ids, epoch=epoch, view=view)
 
 
+def as_rows(active: torch.Tensor) -> list[str]:
+    """One string of 0 (hidden) and 1 (visible) per image."""
+    return ["".join("01"[int(patch)] for patch in mask.flatten()) for mask in active]
+
+
 def test_every_registered_policy_is_tested_here() -> None:
     assert {name for name, _ in SETTINGS.values()} == set(list_policies())
 
@@ -129,8 +134,7 @@ def test_settings_survive_a_config_file(policy: Policy) -> None:
 def test_masks_equal_the_golden_file(name: str) -> None:
     """A difference here breaks the resume of every run that was started before; raise the sampler's version then."""
     golden = json.loads(GOLDEN.read_text())
-    rows = ["".join("01"[int(patch)] for patch in mask.flatten()) for mask in draw(build(SETTINGS[name]))]
-    assert rows == golden[name]
+    assert as_rows(draw(build(SETTINGS[name]))) == golden[name]
 
 
 @pytest.mark.parametrize(
