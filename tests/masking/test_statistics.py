@@ -68,11 +68,16 @@ def test_regions_smaller_than_a_patch_are_warned_about_with_the_remedy() -> None
 
 def test_many_empty_regions_are_warned_about() -> None:
     found = region_statistics(torch.stack([box(0, 0, 0, 0)] * 2 + [box(0, 0, 64, 64)] * 4), create_policy("region"), grid=GRID)
-    assert any("empty region" in warning for warning in found.warnings)
+    assert any("reword the prompt" in warning for warning in found.warnings)
+
+
+def test_empty_and_tiny_regions_count_together() -> None:
+    found = region_statistics(torch.stack([box(0, 0, 0, 0)] * 2 + [box(40, 40, 9, 9)] * 2 + [box(0, 0, 64, 64)] * 6), create_policy("region"), grid=GRID)
+    assert found.empty == pytest.approx(0.2) and found.few == pytest.approx(0.4) and len(found.warnings) == 1
 
 
 def test_a_quarter_of_the_images_is_tolerated() -> None:
-    regions = torch.stack([box(0, 0, 0, 0)] + [torch.ones(224, 224)] + [box(0, 0, 64, 64)] * 2)
+    regions = torch.stack([box(0, 0, 0, 0), torch.ones(224, 224), box(0, 0, 64, 64), box(0, 0, 64, 64)])
     assert not region_statistics(regions, create_policy("region"), grid=GRID).warnings
 
 

@@ -157,12 +157,10 @@ def _percent(share: float) -> str:
 def _warnings(grid: tuple[int, int], empty: float, few: float, many: float) -> tuple[str, ...]:
     size = f"{grid[0]}x{grid[1]}"
     found = []
-    if empty > TOLERATED:
-        found.append(f"{_percent(empty)} of the images have an empty region and are hidden uniformly. Look at the regions (mwm preview), "
-                     "then reword the prompt, lower the threshold, or take another localizer.")
-    if few - empty > TOLERATED:
-        found.append(f"in {_percent(few - empty)} of the images the region is smaller than one patch of the {size} grid. "
-                     "Take a finer grid (smaller patch size) or larger images.")
+    if few > TOLERATED:
+        found.append(f"in {_percent(few)} of the images the region is smaller than one patch of the {size} grid ({_percent(empty)} are empty). "
+                     "For small regions take a finer grid (smaller patch size) or larger images; for empty ones reword the prompt, "
+                     "lower the threshold, or take another localizer (mwm preview shows them).")
     if many > TOLERATED:
         found.append(f"in {_percent(many)} of the images more than {MANY:.0%} of the {size} patches are region, so that masking is almost uniform. "
                      "Take a finer grid (smaller patch size), larger images, or a tight mask instead of a box (no box expansion).")
