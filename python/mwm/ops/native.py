@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,12 @@ except ImportError as error:
     _WHY = str(error)
 else:
     _WHY = ""
+
+if _CORE is not None and (_wanted := os.environ.get("MWM_CPU_ISA")) and not _CORE.set_isa(_wanted):
+    raise ValueError(
+        f"mwm: MWM_CPU_ISA must be one of {', '.join(_CORE.isas())} (what is built and this CPU has), got {_wanted!r}. "
+        f"Unset it to take the best."
+    )
 
 # The numbers are those of csrc/view.h.
 _CODES = {

@@ -108,7 +108,7 @@ def _implementation(active: Tensor, visible: int, backend: str) -> tuple[Tensor,
         return reference.build_plan(active, visible)
     core = native.core()
     batch = active.shape[0]
-    tiles = core.count_active(native.view(active)) if visible < 0 else batch * visible
+    tiles = int(active.count_nonzero()) if visible < 0 else batch * visible
     coords = torch.empty((tiles, 3), dtype=torch.int32)
     slots = torch.empty(active.shape, dtype=torch.int32)
     offsets = torch.empty((batch + 1,), dtype=torch.int32)

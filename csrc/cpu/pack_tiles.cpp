@@ -1,0 +1,98 @@
+// Dense map to tiles and back. Pure data movement, bound by memory; work is cut by tile (pack) or by row of patches (unpack).
+#include "isa.h"
+
+namespace mwm {
+namespace MWM_ISA {
+namespace {
+
+// Copies a rows x columns x channels block between two strided places.
+template <class T>
+void copy_block(const T* from, int64_t from_row, int64_t from_column, int64_t from_channel, T* to, int64_t to_row, int64_t to_column,
+                int64_t rows, int64_t columns, int64_t channels) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* source = from + i * from_row;
+    T* target = to + i * to_row;
+    if ((from_channel == 1 || channels == 1) && from_column == channels && to_column == channels) {
+      std::memcpy(target, source, static_cast<size_t>(columns * channels) * sizeof(T));
+    } else if (from_channel == 1) {
+      for (int64_t j = 0; j < columns; ++j) std::memcpy(target + j * to_column, source + j * from_column, static_cast<size_t>(channels) * sizeof(T));
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t j = 0; j < columns; ++j) target[j * to_column + c] = source[j * from_column + c * from_channel];
+    }
+  }
+}
+
+uint64_t fill_bits(double fill, DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return bit_copy<uint64_t>(fill);
+    case DType::kFloat32: return bit_copy<uint32_t>(static_cast<float>(fill));
+    case DType::kComplex64: return bit_copy<uint32_t>(static_cast<float>(fill));
+    case DType::kBFloat16: return narrow<BFloat16>(static_cast<float>(fill)).bits;
+    case DType::kFloat16: return narrow<Half>(static_cast<float>(fill)).bits;
+    case DType::kBool: return fill != 0;
+    default: return static_cast<uint64_t>(static_cast<int64_t>(fill));
+  }
+}
+
+}  // namespace
+
+void pack_tiles(const View& x, const View& coords, const View& slots, const View& out, int64_t threads) {
+  check("pack_tiles: x", x, 4);
+  check("pack_tiles: out", out, 4, x.dtype);
+  check_channels_last("pack_tiles: out", out);
+  check_plan("pack_tiles", coords, slots);
+  const int64_t tiles = coords.shape[0], channels = x.shape[1], edge = out.shape[2];
+  if (out.shape[0] != tiles || out.shape[1] != channels || out.shape[3] != edge || x.shape[0] != slots.shape[0] ||
+      x.shape[2] != slots.shape[1] * edge || x.shape[3] != slots.shape[2] * edge)
+    fail("pack_tiles: x does not divide into the tiles of the plan");
+  const int32_t* place = pointer<int32_t>(coords);
+  with_bits("pack_tiles", x.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const int64_t size = edge * edge * channels;
+    parallel_for(tiles, most<int64_t>(1, 16384 / (size + 1)), threads, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const T* from = pointer<T>(x) + place[3 * n] * x.strides[0] + place[3 * n + 1] * edge * x.strides[2] + place[3 * n + 2] * edge * x.strides[3];
+        copy_block(from, x.strides[2], x.strides[3], x.strides[1], pointer<T>(out) + n * size, edge * channels, channels, edge, edge, channels);
+      }
+    });
+  });
+}
+
+void unpack_tiles(const View& tiles, const View& slots, double fill, const View& out, int64_t threads) {
+  check("unpack_tiles: tiles", tiles, 4);
+  check("unpack_tiles: out", out, 4, tiles.dtype);
+  check("unpack_tiles: slots", slots, 3, DType::kInt32);
+  check_contiguous("unpack_tiles: slots", slots);
+  check_channels_last("unpack_tiles: out", out);
+  const int64_t batch = slots.shape[0], rows = slots.shape[1], columns = slots.shape[2];
+  const int64_t channels = tiles.shape[1], edge = tiles.shape[2];
+  if (tiles.shape[3] != edge || out.shape[0] != batch || out.shape[1] != channels || out.shape[2] != rows * edge || out.shape[3] != columns * edge)
+    fail("unpack_tiles: out does not have the shape of the dense map");
+  const int32_t* slot = pointer<int32_t>(slots);
+  for (int64_t i = 0; i < batch * rows * columns; ++i)
+    if (slot[i] < -1 || slot[i] >= tiles.shape[0]) fail("unpack_tiles: slots must lie in [-1, T). Use build_plan.");
+  const uint64_t bits = fill_bits(fill, tiles.dtype);
+  with_bits("unpack_tiles", tiles.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const T value = static_cast<T>(bits);
+    const int64_t line = columns * edge * channels;
+    parallel_for(batch * rows, most<int64_t>(1, 16384 / (line * edge + 1)), threads, [&](int64_t begin, int64_t end) {
+      for (int64_t strip = begin; strip < end; ++strip) {
+        T* to = pointer<T>(out) + strip * edge * line;
+        for (int64_t c = 0; c < columns; ++c, to += edge * channels) {
+          const int64_t n = slot[strip * columns + c];
+          if (n >= 0) {
+            copy_block(pointer<T>(tiles) + n * tiles.strides[0], tiles.strides[2], tiles.strides[3], tiles.strides[1], to, line, channels, edge, edge, channels);
+            continue;
+          }
+          for (int64_t i = 0; i < edge; ++i)
+            for (int64_t k = 0; k < edge * channels; ++k) to[i * line + k] = value;
+        }
+      }
+    });
+  });
+}
+
+}  // namespace MWM_ISA
+}  // namespace mwm

@@ -1,0 +1,81 @@
+// Which instruction set runs: built ones that the CPU has, best first. Compiled for the baseline only.
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+
+#include "ops.h"
+
+namespace mwm {
+
+#define MWM_DECLARE(isa) namespace isa { extern const Kernels kKernels; }
+#ifdef MWM_HAS_avx512bf16
+MWM_DECLARE(avx512bf16)
+MWM_DECLARE(avx512)
+MWM_DECLARE(avx2)
+#endif
+MWM_DECLARE(portable)
+#undef MWM_DECLARE
+
+namespace {
+
+struct Choice {
+  const char* name;
+  const Kernels* kernels;
+  bool (*present)();
+};
+
+const Choice kChoices[] = {
+#ifdef MWM_HAS_avx512bf16
+    {"avx512bf16", &avx512bf16::kKernels, [] { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+                                                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"); }},
+    {"avx512", &avx512::kKernels, [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"); }},
+    {"avx2", &avx2::kKernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"portable", &portable::kKernels, [] { return true; }},
+};
+
+const Choice* best() {
+  for (const Choice& choice : kChoices)
+    if (choice.present()) return &choice;
+  return nullptr;
+}
+
+const Choice*& current() {
+  static const Choice* choice = best();
+  return choice;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *current()->kernels; }
+
+const char* isa() { return current()->name; }
+
+const char* available_isa(int i) {
+  for (const Choice& choice : kChoices)
+    if (choice.present() && i-- == 0) return choice.name;
+  return nullptr;
+}
+
+bool set_isa(const char* name) {
+  for (const Choice& choice : kChoices) {
+    if (std::strcmp(choice.name, name) == 0 && choice.present()) {
+      current() = &choice;
+      return true;
+    }
+  }
+  return false;
+}
+
+void fail(const char* format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  throw std::invalid_argument(text);
+}
+
+}  // namespace mwm
