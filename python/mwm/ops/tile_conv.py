@@ -1,0 +1,201 @@
+"""Convolution of packed tiles: any kernel, stride, dilation and groups; hidden neighbours read as zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native, reference_conv
+from .backend import FLOATS, declare, resolve
+from .conv_geometry import conv_numbers
+from .pack_tiles import check_tiles
+from .plan import TilePlan
+from .registry import once_only, register
+
+declare("tile_conv", cpu=None, reference=FLOATS)
+
+
+def tile_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: TilePlan,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve packed tiles as conv2d convolves the unpacked map with zeros where hidden.
+
+    out[n, k, i, j] = bias[k] + sum_{c, u, v} weight[k, c, u, v] * x~[n, c, i * s - top + u * d, j * s - left + v * d]
+    where x~ reaches into the neighbouring tiles of n, however far, and is 0 where a tile is hidden and outside the image.
+
+    Args:
+        x: Packed tiles. float32 | bfloat16 | float16 | float64 [T, C, t, t]
+        weight: Filters, same dtype. [K, C // groups, kh, kw]
+        bias: Added at visible positions, same dtype, or None. [K]
+        plan: Where the T tiles lie.
+        stride: Step between windows, one number or (rows, columns), equal and a divisor of t.
+        padding: One number, (rows, columns), or (left, right, top, bottom) as in F.pad.
+        dilation: Step inside a window, one number or (rows, columns).
+        groups: Groups of channels, up to depthwise.
+        backend: Forces an implementation; None picks the best.
+
+    Returns:
+        Packed tiles, same dtype, channels-last memory. [T, K, t // s, t // s]
+
+    Raises:
+        TypeError: The dtypes of x, weight and bias differ.
+        ValueError: A shape does not fit, or the dense output would not be the input divided by the stride.
+        BackendError: `backend` cannot run this input; the message lists the reasons.
+
+    Differentiable once in x, weight and bias. Deterministic, whatever the number of threads. Accumulates in float32 (float64
+    for float64) and rounds once. Under autocast the three tensors are cast to its dtype, as for conv2d.
+    """
+    check_tiles("tile_conv", x, plan)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
+    _check(x, weight, bias, groups)
+    numbers = conv_numbers(x.shape[2], plan.grid, (weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
+    return _tile_conv(x, weight, bias, *plan.tensors()[:3], numbers, backend or "")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if weight.dim() != 4:
+        raise ValueError(f"tile_conv: weight must be [K, C // groups, kh, kw], got {list(weight.shape)}.")
+    if groups < 1 or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
+        raise ValueError(
+            f"tile_conv: weight must be [K, C // groups, kh, kw] with C = {x.shape[1]} (the channels of x) and K a multiple of "
+            f"groups = {groups}, got {list(weight.shape)}."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"tile_conv: bias must be [K] with K = {weight.shape[0]} (the filters), got {list(bias.shape)}.")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"tile_conv: {name} must have the dtype of x ({x.dtype}), got {tensor.dtype}. Cast one of them.")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"tile_conv: {name} must lie on the device of x ({x.device}), got {tensor.device}. Move one of them.")
+
+
+def _new(like: Tensor, channels: int, edge_h: int, edge_w: int) -> Tensor:
+    shape = (like.shape[0], channels, edge_h, edge_w)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
+) -> Tensor:
+    return _new(x, weight.shape[0], x.shape[2] // geometry[0], x.shape[3] // geometry[0])
+
+
+def _implementation(
+    x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
+) -> Tensor:
+    out = _fake(x, weight, bias, active, coords, slots, geometry, backend)
+    resolve("tile_conv", backend, x)
+    return out.copy_(reference_conv.forward(x, weight, bias, active, geometry))
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, active, coords, slots, geometry, backend = inputs
+    ctx.save_for_backward(x, weight, active, coords, slots)
+    ctx.geometry, ctx.backend = geometry, backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, active, coords, slots = ctx.saved_tensors
+    plan = (active, coords, slots, ctx.geometry)
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _grad_input(grad, weight, *plan, x.shape[2], ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _grad_weight(grad, x, *plan, list(weight.shape[2:]), ctx.backend)
+    if ctx.needs_input_grad[2]:
+        grad_bias = _grad_bias(grad, ctx.backend)
+    return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _input_fake(
+    grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
+) -> Tensor:
+    return _new(grad, weight.shape[1] * geometry[7], edge, edge)
+
+
+def _input_implementation(
+    grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
+) -> Tensor:
+    out = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend)
+    resolve("tile_conv", backend, grad)
+    return out.copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
+
+
+def _weight_fake(
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
+) -> Tensor:
+    shape = (grad.shape[1], x.shape[1] // geometry[7], *kernel)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+
+
+def _weight_implementation(
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
+) -> Tensor:
+    out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend)
+    resolve("tile_conv", backend, x)
+    return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
+
+
+def _bias_fake(grad: Tensor, backend: str) -> Tensor:
+    return grad.new_empty(grad.shape[1])
+
+
+def _bias_implementation(grad: Tensor, backend: str) -> Tensor:
+    resolve("tile_conv", backend, grad)
+    return reference_conv.grad_bias(grad)
+
+
+_tile_conv = register(
+    "tile_conv",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, str backend) -> Tensor",
+    _implementation,
+    _fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+_grad_input = register(
+    "tile_conv_grad_input",
+    "(Tensor grad, Tensor weight, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt edge, str backend) -> Tensor",
+    _input_implementation,
+    _input_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=once_only("tile_conv"),
+)
+_grad_weight = register(
+    "tile_conv_grad_weight",
+    "(Tensor grad, Tensor x, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt[] kernel, str backend) -> Tensor",
+    _weight_implementation,
+    _weight_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=once_only("tile_conv"),
+)
+_grad_bias = register(
+    "tile_conv_grad_bias",
+    "(Tensor grad, str backend) -> Tensor",
+    _bias_implementation,
+    _bias_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=once_only("tile_conv"),
+)
