@@ -65,7 +65,7 @@ class PretrainConfig:
     patch_size: int = _help(32, "edge of the patch that is hidden as a unit, pixels")
     decoder_width: int = _help(768, "channels of the decoder at the deepest stride")
     densify_norm: str = _help("auto", "norm before the mask token: batch | layer | auto")
-    min_std: float = _help(0.0, "leave patches of a smaller standard deviation (in units of the data's) out of the loss; 0.05 drops air")
+    min_std: float = _help(0.0, "leave patches of a smaller standard deviation (in units of that of all images) out of the loss; 0.05 drops air")
     drop_path: float = _help(0.0, "stochastic depth rate of the encoder")
 
     optimizer: str = _help("lamb", "lamb | adamw")
