@@ -10,6 +10,7 @@ from .philox import philox, random_words
 from .plan import TilePlan, build_plan
 from .region_coverage import region_coverage
 from .sample_active import sample_active, to_q32
+from .tile_conv import tile_conv
 from .tile_pool import tile_pool
 
 __all__ = [
@@ -32,11 +33,3 @@ __all__ = [
     "to_q32",
     "unpack_tiles",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name == "tile_conv":
-        import importlib
-
-        return importlib.import_module("mwm.ops.tile_conv").tile_conv
-    raise AttributeError(f"module 'mwm.ops' has no attribute {name!r}")

@@ -173,10 +173,10 @@ def region_coverage(region: Tensor, rows: int, columns: int, numerator: int, den
     edge_h, edge_w = height // rows, width // columns
     cover = quantise(region).reshape(batch, rows, edge_h, columns, edge_w).sum((2, 4))
     inside = cover >= -(-numerator * 255 * edge_h * edge_w // denominator)
-    flat = cover.reshape(batch, -1)
+    flat = cover.flatten(1)
     if flat.numel():
         best = flat.argmax(1, keepdim=True)
         best = (flat == flat.gather(1, best)).to(torch.uint8).argmax(1, keepdim=True)
-        claims = ~inside.reshape(batch, -1).any(1, keepdim=True) & (flat.gather(1, best) > 0)
+        claims = ~inside.flatten(1).any(1, keepdim=True) & (flat.gather(1, best) > 0)
         inside = inside | torch.zeros_like(flat, dtype=torch.bool).scatter_(1, best, claims).reshape(inside.shape)
     return inside, cover
