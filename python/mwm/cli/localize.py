@@ -1,0 +1,40 @@
+"""Turn a prompt and images into regions, one per image, for `mwm pretrain --regions`. A second run finds them done.
+
+  mwm localize IMAGES --prompt "both lungs" --out regions
+  mwm localize IMAGES --prompt "liver" --localizer clipseg --checkpoint FOLDER_OR_HUB_NAME --out regions
+  mwm localize IMAGES --localizer maps --maps MASKS --expand 1.2 --out regions
+  mwm localize --vocabulary        what the shipped localizer understands
+  mwm localize --list              the localizers
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mwm.cli.regions import add_localizer, add_reading, add_refining
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Images, prompt, localizer, refinement."""
+    parser.add_argument("images", metavar="IMAGES", nargs="?", default=argparse.SUPPRESS, help="folder, glob, text list or index CSV")
+    parser.add_argument("--prompt", metavar="TEXT", default=argparse.SUPPRESS, help="what to find, in words; left out where the index CSV has a column `prompt`")
+    parser.add_argument("--out", metavar="FOLDER", default=argparse.SUPPRESS, help="where the regions go (default: regions)")
+    parser.add_argument("--maps", metavar="FOLDER", default=argparse.SUPPRESS, help="masks that you have, for --localizer maps")
+    parser.add_argument("--batch-size", type=int, metavar="N", default=argparse.SUPPRESS, help="images per call of the localizer (default: 8)")
+    parser.add_argument("--vocabulary", action="store_true", default=argparse.SUPPRESS, help="print the words that the localizer tiny knows")
+    parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print the localizers")
+    add_localizer(parser)
+    add_refining(parser)
+    add_reading(parser)
+
+
+def run(options: argparse.Namespace, words: list[str]) -> int:
+    """Localize and say what was found."""
+    from mwm.localize import run_localize
+
+    given = vars(options)
+    if "images" not in given and not given.get("vocabulary") and not given.get("list"):
+        raise ValueError("localize: IMAGES must be a folder, glob, text list or index CSV, got none. Type `mwm localize IMAGES --prompt TEXT`.")
+    given.setdefault("images", None)
+    run_localize(**given)
+    return 0
