@@ -1,1 +1,28 @@
-"""See DESIGN: room transfer."""
+"""From a pre-trained encoder to a task: fine-tuning, linear probes, and figures with intervals over patients."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "FinetuneConfig": "mwm.transfer.config",
+    "ProbeResult": "mwm.transfer.probe",
+    "TransferError": "mwm.transfer.config",
+    "classification_metrics": "mwm.transfer.metrics",
+    "finetune": "mwm.transfer.finetune",
+    "linear_probe": "mwm.transfer.probe",
+    "pixel_statistics": "mwm.transfer.probe",
+    "recalibrate_batchnorm": "mwm.transfer.probe",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        # `finetune` is a function and a module of the same name: the function is what the package offers.
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'mwm.transfer' has no attribute {name!r}; its public names are {', '.join(__all__)}")

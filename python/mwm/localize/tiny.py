@@ -1,0 +1,108 @@
+"""`tiny`: the localizer that comes with the package. It works offline, and only within a listed vocabulary.
+
+A convenience for trying the pipeline, not the method's vision-language model: see `weights/tiny_card.md` for the data, the figures and the limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mwm.localize.protocol import check_images, default_device
+from mwm.localize.tiny_model import MODALITIES, TinyModel, normalise, prompt_ids
+from mwm.localize.tiny_text import OTHERS, STRUCTURES, parse_prompt, vocabulary_text
+
+__all__ = ["TinyLocalizer"]
+
+WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
+COLOUR_LIMIT = 0.08  # mean spread between channels; scans are grey, stained slides and photographs lie above
+OTHER_LIMIT = 0.5
+
+
+class TinyLocalizer:
+    """Finds brain tumours in MRI slices and lungs in chest X-rays and chest CT slices, as the prompt says.
+
+    map = sigmoid(features(image) · query(prompt)) · gate, where the gate falls to 0 when the image's modality cannot show the structure:
+    "lungs" on a brain MRI is an almost empty map. "Left" is the patient's left, at image right in radiological view.
+    Each image is computed alone: a map does not depend on its batch. Deterministic.
+
+    Args:
+        device: Where it runs; the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ValueError: from a call: a prompt outside the vocabulary (`TinyLocalizer.vocabulary()`), or an image that is none of
+            brain MRI, chest X-ray and chest CT. The sentence names the localizers without that limit.
+    """
+
+    name = "tiny"
+
+    def __init__(self, device: Any = None) -> None:
+        self.device = default_device(device)
+        self.model = TinyModel()
+        if not WEIGHTS.is_file():
+            raise ValueError(f"tiny: weights must be at {WEIGHTS}, got no file. Install the package again.")
+        state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(str(WEIGHTS)).items()}
+        lost = self.model.load_state_dict(state, strict=False)
+        if lost.unexpected_keys or [key for key in lost.missing_keys if not key.endswith("num_batches_tracked")]:
+            raise ValueError(f"tiny: weights at {WEIGHTS} do not fit this version of the model. Install the package again.")
+        self.model = self.model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.fingerprint = f"tiny {hashlib.blake2b(WEIGHTS.read_bytes(), digest_size=16).hexdigest()}"
+
+    @staticmethod
+    def vocabulary() -> list[str]:
+        """What it knows, as lines of text: structures with example prompts, words by meaning, filler words."""
+        return vocabulary_text().splitlines()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Probability of each pixel to belong to what the prompt names.
+
+        Args:
+            images: Grey or grey-as-colour scans. float [B, C, H, W] in [0, 1]
+            prompts: One text per image.
+
+        Returns:
+            float32 [B, H, W] in [0, 1], on the images' device. An image without any contrast gets an empty map.
+        """
+        check_images(images, prompts, "tiny")
+        structures = [parse_prompt(prompt) for prompt in prompts]
+        maps = torch.zeros((len(images), *images.shape[2:]), dtype=torch.float32, device=images.device)
+        for k in range(len(images)):
+            image = images[k : k + 1].to(self.device, torch.float32)
+            if float(image.amax() - image.amin()) < 1e-6:
+                continue
+            logits, modality = self.model(normalise(image).contiguous(memory_format=torch.channels_last), prompt_ids([prompts[k]]).to(self.device))
+            gate = self._gate(image, modality[0], structures[k], k)
+            heat = F.interpolate(torch.sigmoid(logits) * gate, images.shape[2:], mode="bilinear", align_corners=False)
+            maps[k] = heat[0, 0].clamp(0, 1).to(images.device)
+        return maps
+
+    @torch.no_grad()
+    def modality(self, images: Tensor) -> list[str]:
+        """Most probable modality of each image, "other" for what is no scan that it knows. float [B, C, H, W] in [0, 1] → B names"""
+        check_images(images, ["lungs"] * len(images), "tiny")
+        ids = prompt_ids(["lungs"]).to(self.device)
+        names = []
+        for image in images.to(self.device, torch.float32).split(1):
+            chances = torch.softmax(self.model(normalise(image), ids)[1][0], 0)
+            names.append("other" if self._is_other(image, chances) else MODALITIES[int(chances[:3].argmax())])
+        return names
+
+    def _is_other(self, image: Tensor, chances: Tensor) -> bool:
+        spread = float((image.amax(1) - image.amin(1)).mean()) if image.shape[1] == 3 else 0.0
+        return spread > COLOUR_LIMIT or float(chances[3]) > OTHER_LIMIT
+
+    def _gate(self, image: Tensor, modality: Tensor, structure: str, index: int) -> float:
+        """How far the image can show the structure, in [0, 1]; refuses images of no known modality."""
+        chances = torch.softmax(modality.float(), 0)
+        if self._is_other(image, chances):
+            raise ValueError(f"tiny: images must be brain MRI, chest X-ray or chest CT, got something else at index {index} of the batch. {OTHERS}")
+        known = chances[:3] / chances[:3].sum()
+        shows = float(known[1] + known[2]) if "lung" in STRUCTURES[structure][0] else float(known[0])
+        return min(1.0, 2 * shows) ** 2

@@ -1,0 +1,185 @@
+"""Labelled images and their splits: read, checked, and completed by patient where a split is missing."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mwm.data import Record, read_list
+from mwm.transfer.config import TransferError
+
+SPLITS = ("train", "val", "test")
+_SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled image.
+
+    Attributes:
+        record: The image, as the data room read it.
+        label: Index into the classes.
+        patient: Patient, or "" where not known.
+        split: train, val, test, or "" before the splits are made.
+    """
+
+    record: Record
+    label: int
+    patient: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Checked cases.
+
+    Attributes:
+        classes: Names, sorted; a label is an index into them.
+        cases: All cases, in the order of the list.
+        patients_known: Whether every case has a patient.
+        notes: What was left out or made, one sentence each.
+    """
+
+    classes: tuple[str, ...]
+    cases: tuple[Case, ...]
+    patients_known: bool
+    notes: tuple[str, ...]
+
+    def of(self, split: str) -> list[Case]:
+        """Cases of one split."""
+        return [case for case in self.cases if case.split == split]
+
+
+def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25, seed: int = 0) -> Labelled:
+    """Read a folder-per-class tree or an index CSV; no patient ends in two splits.
+
+    Args:
+        data: A folder whose sub-folders are the classes, also below train/ val/ test/; or an index CSV with the columns file, label and
+            perhaps split, patient; or a folder that holds such an index.csv.
+        labels: Labels to keep; None keeps all.
+        val_share: Share of the training patients for a val split where there is none.
+        test_share: Share of all patients for a test split where there is none.
+        seed: Of the splits that are made here.
+
+    Raises:
+        TransferError: no labels, one class only, a class that a split lacks or only the test has, or a patient in two splits.
+    """
+    path = Path(data)
+    index = path / "index.csv" if path.is_dir() and (path / "index.csv").is_file() else path
+    rows = _from_index(index) if index.is_file() else _from_folders(path)
+    notes = []
+    if labels is not None:
+        absent = sorted(set(labels) - {label for _, label, _ in rows})
+        if absent:
+            raise TransferError(f"finetune: labels must occur in DATA, got {', '.join(absent)}. It has {_listed({label for _, label, _ in rows if label})}.")
+        rows = [row for row in rows if row[1] in labels]
+    unlabelled = sum(1 for _, label, _ in rows if not label)
+    foreign = Counter(split for _, label, split in rows if label and split and split.lower() not in _SPLIT_WORDS)
+    rows = [row for row in rows if row[1] and (not row[2] or row[2].lower() in _SPLIT_WORDS)]
+    if unlabelled:
+        notes.append(f"{unlabelled} images without a label are left out.")
+    for split, count in foreign.items():
+        notes.append(f"{count} images of the split {split!r} are left out; known are train, val and test.")
+    if not rows:
+        raise TransferError("finetune: DATA must hold labelled images, got none. Use one folder per class, or an index CSV with a column `label`.")
+    classes = tuple(sorted({label for _, label, _ in rows}))
+    if len(classes) < 2:
+        raise TransferError(f"finetune: DATA must hold at least two classes, got only {classes[0]!r}. Add the images of another class.")
+    cases = [Case(record, classes.index(label), str(record.patient or ""), _SPLIT_WORDS.get((split or "").lower(), "")) for record, label, split in rows]
+    unsplit = sum(not case.split for case in cases)
+    if unsplit and unsplit < len(cases):
+        raise TransferError(f"finetune: split must be given for all images or for none, got {unsplit} of {len(cases)} without one. Fill the column.")
+    if all(not case.patient for case in cases):
+        notes.append("Patients are not known: images are split and counted one by one, and intervals are too narrow if patients have several.")
+    if unsplit:
+        cases = _divide(cases, "", "test", "train", test_share, seed, classes)
+    if not any(case.split == "test" for case in cases):
+        cases = _divide(cases, "train", "test", "train", test_share, seed, classes)
+        notes.append(f"DATA has no test split: {test_share:.0%} of the training patients of each class were put aside (seed {seed}).")
+    if not any(case.split == "val" for case in cases):
+        cases = _divide(cases, "train", "val", "train", val_share, seed + 1, classes)
+        notes.append(f"DATA has no val split: {val_share:.0%} of the training patients of each class were put aside (seed {seed}).")
+    _check(cases, classes)
+    return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes))
+
+
+def _from_index(path: Path) -> list[tuple[Record, str, str]]:
+    records = read_list(path)
+    if not any(record.label for record in records):
+        raise TransferError(f"finetune: {path.name} must have a column `label` with values, got none. Add it, or give a folder per class.")
+    return [(record, str(record.label or "").strip(), str(record.split or "").strip()) for record in records]
+
+
+def _from_folders(path: Path) -> list[tuple[Record, str, str]]:
+    """Class and split from the path below DATA: CLASS/… or SPLIT/CLASS/…"""
+    rows, seen = [], set()
+    for record in read_list(path):
+        parts = Path(record.name).parts
+        split = parts[0] if len(parts) > 2 and parts[0].lower() in _SPLIT_WORDS else ""
+        inside = parts[1:] if split else parts
+        if len(inside) < 2:
+            raise TransferError(f"finetune: every image of DATA must lie in the folder of its class, got {record.name} beside them. Move it, or give an index CSV.")
+        rows.append((record, inside[0], split))
+        seen.add((split, inside[0]))
+    for split in sorted({split for split, _ in seen}):
+        for folder in sorted(p for p in (path / split).iterdir() if p.is_dir() and not p.name.startswith(".")):
+            if (split, folder.name) not in seen and folder.name.lower() not in _SPLIT_WORDS:
+                raise TransferError(f"finetune: every class folder must hold images, got none in {folder.relative_to(path)}. Fill it or remove it.")
+    return rows
+
+
+def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float, seed: int, classes: Sequence[str]) -> list[Case]:
+    """Put a share of each class's patients of one split aside; a patient counts to the class of its first image."""
+    first: dict[str, int] = {}
+    for case in cases:
+        if case.split == source:
+            first.setdefault(_unit(case), case.label)
+    generator = np.random.default_rng(seed)
+    taken: set[str] = set()
+    for label in range(len(classes)):
+        units = sorted(unit for unit, of in first.items() if of == label)
+        if len(units) < 2:
+            raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {len(units)}. "
+                                "Give splits in an index CSV, or add patients.")
+        count = min(len(units) - 1, max(1, round(share * len(units))))
+        taken.update(units[k] for k in generator.permutation(len(units))[:count])
+    return [replace(case, split=aside if _unit(case) in taken else rest) if case.split == source else case for case in cases]
+
+
+def _unit(case: Case) -> str:
+    return case.patient or f"image {case.record.id} {case.record.name}"
+
+
+def _check(cases: list[Case], classes: Sequence[str]) -> None:
+    where: dict[str, set[str]] = {}
+    for case in cases:
+        if case.patient:
+            where.setdefault(case.patient, set()).add(case.split)
+    mixed = [splits for splits in where.values() if len(splits) > 1]
+    if mixed:
+        pair = " and ".join(sorted(mixed[0], key=SPLITS.index))
+        raise TransferError(f"finetune: a patient must be in one split only, got {len(mixed)} patients in several (the first in {pair}). Correct the index.")
+    present = {split: {case.label for case in cases if case.split == split} for split in SPLITS}
+    if not present["train"]:
+        raise TransferError("finetune: DATA must have a train split, got none. Name it `train`.")
+    for split in ("val", "test"):
+        unseen = sorted(classes[k] for k in present[split] - present["train"])
+        if unseen:
+            known = [classes[k] for k in sorted(present["train"])]
+            near = difflib.get_close_matches(unseen[0], known, 1, 0.6)
+            raise TransferError(f"finetune: labels of {split} must occur in train, got {unseen[0]!r}, which does not{f'; is it {near[0]!r}?' if near else '.'} "
+                                f"Train has {_listed(known)}.")
+    for split in ("test", "val"):
+        lacking = sorted(classes[k] for k in present["train"] - present[split])
+        if lacking:
+            raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}. Add some, or choose classes with --labels.")
+
+
+def _listed(names: Sequence[str] | set[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
