@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from . import native
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
 ANY = (*FLOATS, *INTEGERS, torch.int8, torch.complex64)
@@ -65,8 +63,6 @@ def reasons(op: str, backend: str, *tensors: torch.Tensor) -> list[str]:
     if support is None:
         return [f"{op} has no {backend} kernel in this version"]
     found = []
-    if backend == "cpu" and native.core() is None:
-        found.append(f"the native core is not built ({native.why_missing()}); {native.HOW_TO_BUILD}")
     for tensor in tensors[:1]:
         if tensor.device.type not in support.devices:
             found.append(f"device {tensor.device.type} (supported: {', '.join(support.devices)})")

@@ -13,12 +13,9 @@ HOW_TO_BUILD = "run `pip install .` in the repository with a C++20 compiler (gcc
 try:
     from mwm import _core as _CORE
 except ImportError as error:
-    _CORE = None
-    _WHY = str(error)
-else:
-    _WHY = ""
+    raise ImportError(f"mwm: the native core does not load ({error}); {HOW_TO_BUILD}.") from error
 
-if _CORE is not None and (_wanted := os.environ.get("MWM_CPU_ISA")) and not _CORE.set_isa(_wanted):
+if (_wanted := os.environ.get("MWM_CPU_ISA")) and not _CORE.set_isa(_wanted):
     raise ValueError(
         f"mwm: MWM_CPU_ISA must be one of {', '.join(_CORE.isas())} (what is built and this CPU has), got {_wanted!r}. "
         f"Unset it to take the best."
@@ -40,14 +37,9 @@ _CODES = {
 }
 
 
-def core() -> ModuleType | None:
-    """The compiled module ``mwm._core``, or None where it is not built."""
+def core() -> ModuleType:
+    """The compiled module ``mwm._core``."""
     return _CORE
-
-
-def why_missing() -> str:
-    """The import error that hides the compiled core; empty where it loads."""
-    return _WHY
 
 
 def view(tensor: torch.Tensor | None) -> tuple[Any, ...] | None:
