@@ -202,8 +202,9 @@ class _Trainer:
             return
         state = checkpoint.load(path)
         checkpoint.load_into(self.model, state["model"], f"{path.parent.name}/{path.name}")
-        if state["schedule"] != asdict(self.schedule) or state["image_list"] != self.prepared.image_list:
-            raise TrainError("pretrain: the images are not those the run began with (other files, or files changed). Restore them, or choose another --out.")
+        if state["schedule"] != asdict(self.schedule):
+            raise TrainError(f"pretrain: {path.parent.name}/{path.name} follows another schedule than config.yaml says. Restore the run's own files, or start "
+                             "anew with --overwrite.")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
