@@ -15,7 +15,7 @@ from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .registry import once_only, register
 
-declare("tile_conv", cpu=None, reference=FLOATS)
+declare("tile_conv", cpu=FLOATS, reference=FLOATS)
 
 
 def tile_conv(
@@ -106,8 +106,40 @@ def _implementation(
     x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
 ) -> Tensor:
     out = _fake(x, weight, bias, active, coords, slots, geometry, backend)
-    resolve("tile_conv", backend, x)
-    return out.copy_(reference_conv.forward(x, weight, bias, active, geometry))
+    if resolve("tile_conv", backend, x) == "reference":
+        return out.copy_(reference_conv.forward(x, weight, bias, active, geometry))
+    # A view does not keep its tensor alive, so each has a name until the kernel returns.
+    x, bias, workspace = _channels_last(x), None if bias is None else bias.contiguous(), _workspace(weight, geometry[7])
+    native.core().tile_conv_forward(
+        native.view(x),
+        native.view(weight),
+        native.view(bias),
+        native.view(coords),
+        native.view(slots),
+        list(geometry),
+        native.view(workspace),
+        native.view(out),
+        native.threads(),
+    )
+    return out
+
+
+def _workspace(weight: Tensor, groups: int) -> Tensor:
+    """Room for the filters in panels of at most 64 channels, in either direction."""
+    filters, channels, *kernel = weight.shape
+    filters //= groups
+    padded = max(channels * (filters + 63), filters * (channels + 63))
+    joined = 16 // max(1, min(channels, filters, 16))
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.empty(groups * joined * padded * kernel[0] * kernel[1], dtype=dtype)
+
+
+def _sums(grad: Tensor, numel: int) -> Tensor:
+    """Room for partial sums over fixed shares of the tiles; the number of shares depends on shapes alone."""
+    rows = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    splits = max(1, min(8, rows // 2048, 2**18 // max(numel, 1)))
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    return torch.empty((splits, numel), dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -139,8 +171,20 @@ def _input_implementation(
     grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
 ) -> Tensor:
     out = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend)
-    resolve("tile_conv", backend, grad)
-    return out.copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
+    if resolve("tile_conv", backend, grad) == "reference":
+        return out.copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
+    grad, workspace = _channels_last(grad), _workspace(weight, geometry[7])
+    native.core().tile_conv_grad_input(
+        native.view(grad),
+        native.view(weight),
+        native.view(coords),
+        native.view(slots),
+        list(geometry),
+        native.view(workspace),
+        native.view(out),
+        native.threads(),
+    )
+    return out
 
 
 def _weight_fake(
@@ -154,8 +198,20 @@ def _weight_implementation(
     grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
 ) -> Tensor:
     out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend)
-    resolve("tile_conv", backend, x)
-    return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
+    if resolve("tile_conv", backend, x) == "reference":
+        return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
+    grad, x, sums = _channels_last(grad), _channels_last(x), _sums(grad, out.numel())
+    native.core().tile_conv_grad_weight(
+        native.view(grad),
+        native.view(x),
+        native.view(coords),
+        native.view(slots),
+        list(geometry),
+        native.view(sums),
+        native.view(out),
+        native.threads(),
+    )
+    return out
 
 
 def _bias_fake(grad: Tensor, backend: str) -> Tensor:
@@ -163,8 +219,12 @@ def _bias_fake(grad: Tensor, backend: str) -> Tensor:
 
 
 def _bias_implementation(grad: Tensor, backend: str) -> Tensor:
-    resolve("tile_conv", backend, grad)
-    return reference_conv.grad_bias(grad)
+    if resolve("tile_conv", backend, grad) == "reference":
+        return reference_conv.grad_bias(grad)
+    out = _bias_fake(grad, backend)
+    grad, sums = _channels_last(grad), _sums(grad, grad.shape[1])
+    native.core().tile_conv_grad_bias(native.view(grad), native.view(sums), native.view(out), native.threads())
+    return out
 
 
 _tile_conv = register(

@@ -1,0 +1,95 @@
+// Filters packed into panels: [group][panel][tap][input][width], so that a panel's rows stream through registers in order.
+#pragma once
+
+#include "conv_window.h"
+#include "simd.h"
+
+namespace mwm {
+namespace MWM_ISA {
+namespace {
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasDot = true;
+#else
+constexpr bool kHasDot = false;
+#endif
+
+// Groups of few channels are joined into one block-diagonal group of at most kJoined, which fills the vectors better.
+struct Groups {
+  int64_t count, joined, inputs_each, outputs_each;
+
+  Groups(int64_t groups, int64_t inputs, int64_t outputs) : count(groups), joined(1), inputs_each(inputs), outputs_each(outputs) {
+    constexpr int64_t kJoined = 16;
+    for (int64_t f = 2; f <= groups && f * most(inputs, outputs) <= kJoined; ++f)
+      if (groups % f == 0) joined = f;
+    count = groups / joined;
+  }
+  int64_t inputs() const { return inputs_each * joined; }
+  int64_t outputs() const { return outputs_each * joined; }
+};
+
+// Sees weight [K, C / groups, kh, kw] as (group, input, output, tap); in the adjoint inputs are filters and outputs channels.
+struct Filters {
+  const View& weight;
+  Groups groups;
+  int64_t taps, kernel_w, group_step, input_step, output_step, depth;
+  bool dot;
+
+  Filters(const View& w, const Window& window, bool adjoint, bool with_dot)
+      : weight(w),
+        groups(window.groups, adjoint ? w.shape[0] / window.groups : w.shape[1], adjoint ? w.shape[1] : w.shape[0] / window.groups),
+        taps(window.taps()), kernel_w(window.kernel_w), group_step(w.shape[0] / window.groups * w.strides[0]),
+        input_step(adjoint ? w.strides[0] : w.strides[1]), output_step(adjoint ? w.strides[1] : w.strides[0]),
+        depth(groups.inputs()), dot(with_dot && depth % 2 == 0) {}
+
+  template <class T> int64_t panels() const { return (groups.outputs() + kPanel<T> - 1) / kPanel<T>; }
+  template <class T> int vectors(int64_t panel) const {
+    return static_cast<int>((least<int64_t>(groups.outputs() - panel * kPanel<T>, kPanel<T>) + kLanes<T> - 1) / kLanes<T>);
+  }
+  template <class T> int64_t group_size() const { return taps * depth * round_up(groups.outputs(), kLanes<T>); }
+  template <class T> int64_t offset(int64_t group, int64_t panel) const { return group * group_size<T>() + panel * kPanel<T> * taps * depth; }
+
+  // E: type of the weight, P: type in the panel (T, or E where `dot` interleaves two inputs), T: type of the sums.
+  template <class E, class P, class T>
+  void pack_panel(int64_t group, int64_t panel, P* out) const {
+    const int64_t width = vectors<T>(panel) * kLanes<T>, first = panel * kPanel<T>;
+    const int64_t lanes = least(groups.outputs() - first, width);
+    const int64_t pair = dot ? 2 : 1;
+    constexpr int64_t kBlock = 64;
+    const E* base = static_cast<const E*>(weight.data) + group * groups.joined * group_step;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const E* at = base + tap / kernel_w * weight.strides[2] + tap % kernel_w * weight.strides[3];
+      P* to = out + tap * depth * width;
+      for (int64_t begin = 0; begin < depth; begin += kBlock) {
+        const int64_t end = least(begin + kBlock, depth);
+        if (pair == 1 && groups.joined == 1 && output_step == 1) {
+          for (int64_t p = begin; p < end; ++p) {
+            for (int64_t lane = 0; lane < lanes; ++lane) to[p * width + lane] = panel_value<P>(at[p * input_step + first + lane]);
+            for (int64_t lane = lanes; lane < width; ++lane) to[p * width + lane] = P{};
+          }
+          continue;
+        }
+        for (int64_t lane = 0; lane < width; ++lane) {
+          const int64_t output = first + lane;
+          P* column = to + lane * pair;
+          for (int64_t p = begin; p < end; ++p) {
+            P value{};
+            if (lane < lanes && output / groups.outputs_each == p / groups.inputs_each)
+              value = panel_value<P>(at[output / groups.outputs_each * group_step + output % groups.outputs_each * output_step +
+                                        p % groups.inputs_each * input_step]);
+            column[(p / pair) * width * pair + p % pair] = value;
+          }
+        }
+      }
+    }
+  }
+
+  template <class P, class E> static P panel_value(E x) {
+    if constexpr (sizeof(P) == sizeof(E)) return bit_copy<P>(x);
+    else return widen(x);
+  }
+};
+
+}  // namespace
+}  // namespace MWM_ISA
+}  // namespace mwm

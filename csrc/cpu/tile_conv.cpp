@@ -1,0 +1,173 @@
+// Convolution of packed tiles and its derivative in the input: one implicit GEMM, driven by pairs (target row, source row).
+//
+// A task is a chunk of target rows and a panel of output channels. For every tap the plan lists the rows whose neighbour is
+// visible; blocks of them are multiplied with the tap's filters and added to the chunk's sums. Nothing is materialised, and
+// hidden neighbours cost nothing, row by row. A sum runs over taps, then inputs, in order, so that neither chunks nor threads
+// change it.
+#include "conv_block.h"
+#include "conv_filters.h"
+#include "conv_window.h"
+
+namespace mwm {
+namespace MWM_ISA {
+namespace {
+
+constexpr int64_t kChunkRows = 256, kDepthBlock = 128;
+
+// Reads blocks of rows as the register block wants them: in place, or converted into a scratch.
+template <class E, class P, class T>
+struct RowBlock {
+  Scratch<P> converted{kMaxBlockRows * kDepthBlock};
+  const P* rows[kMaxBlockRows];
+
+  template <int MR>
+  void read(const E* x, int64_t channels, const int64_t* source, int64_t offset, int64_t depth) {
+    for (int r = 0; r < MR; ++r) {
+      const E* from = x + source[r] * channels + offset;
+      if constexpr (sizeof(E) == sizeof(P)) {
+        rows[r] = reinterpret_cast<const P*>(from);
+      } else {
+        P* to = converted.data() + r * kDepthBlock;
+        for (int64_t p = 0; p < depth; ++p) to[p] = widen(from[p]);
+        rows[r] = to;
+      }
+    }
+  }
+};
+
+template <class E, class P, class T>
+struct Product {
+  const View &source, &bias, &target;
+  const Neighbours& plan;
+  const Filters& filters;
+  const P* panels;
+  int64_t units, units_per_chunk;
+
+  int64_t chunks() const { return (units + units_per_chunk - 1) / units_per_chunk; }
+
+  void run(int64_t begin, int64_t end) const {
+    const int64_t edge = plan.target_edge, rows = units_per_chunk * edge;
+    Scratch<T> sums((rows + 1) * kPanel<T>);
+    Scratch<int64_t> targets(rows + kMaxBlockRows), sources(rows + kMaxBlockRows);
+    RowBlock<E, P, T> block;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task % chunks(), panel_index = task / chunks();
+      const int64_t group = panel_index / filters.panels<T>(), panel = panel_index % filters.panels<T>();
+      with_vectors(filters.vectors<T>(panel), [&](auto count) {
+        this->template chunk_of_panel<decltype(count)::value>(chunk, group, panel, sums.data(), targets.data(), sources.data(), block);
+      });
+    }
+  }
+
+  template <int NV>
+  void chunk_of_panel(int64_t chunk, int64_t group, int64_t panel, T* sums, int64_t* targets, int64_t* sources, RowBlock<E, P, T>& block) const {
+    constexpr int MR = block_rows(NV), width = NV * kLanes<T>;
+    const int64_t first = chunk * units_per_chunk, last = least(first + units_per_chunk, units);
+    const int64_t rows = (last - first) * plan.target_edge, depth = filters.depth, channels = source.shape[1];
+    const P* filter = panels + filters.offset<T>(group, panel);
+    const E* x = pointer<E>(source);
+    std::memset(sums, 0, static_cast<size_t>((rows + 1) * width) * sizeof(T));
+    for (int64_t tap = 0; tap < filters.taps; ++tap, filter += depth * width) {
+      int64_t count = plan.pairs(first, last, tap / filters.kernel_w, tap % filters.kernel_w, targets, sources);
+      if (count == 0) continue;
+      // The last block is filled up with a row whose sum nobody reads.
+      for (; count % MR; ++count) targets[count] = rows, sources[count] = sources[count - 1];
+      for (int64_t p = 0; p < depth; p += kDepthBlock) {
+        const int64_t inputs = least(kDepthBlock, depth - p);
+        for (int64_t i = 0; i < count; i += MR) {
+          T* sum[MR];
+          for (int r = 0; r < MR; ++r) sum[r] = sums + targets[i + r] * width;
+          block.template read<MR>(x, channels, sources + i, group * depth + p, inputs);
+          multiply_block<MR, NV>(inputs, block.rows, filter + p * width, sum);
+        }
+      }
+    }
+    finish(first * plan.target_edge, rows, group * filters.groups.outputs() + panel * kPanel<T>,
+           least<int64_t>(width, filters.groups.outputs() - panel * kPanel<T>), width, sums);
+  }
+
+  void finish(int64_t first, int64_t rows, int64_t channel, int64_t lanes, int64_t width, const T* sums) const {
+    const int64_t channels = target.shape[1];
+    T added[kPanel<T>] = {};
+    if (!is_none(bias))
+      for (int64_t lane = 0; lane < lanes; ++lane) added[lane] = widen(pointer<E>(bias)[channel + lane]);
+    E* out = pointer<E>(target) + first * channels + channel;
+    for (int64_t row = 0; row < rows; ++row, out += channels, sums += width)
+      for (int64_t lane = 0; lane < lanes; ++lane) out[lane] = narrow<E>(sums[lane] + added[lane]);
+  }
+};
+
+template <class E, class P>
+void convolve(const View& source, const View& bias, const View& target, const Neighbours& plan, const Filters& filters, const View& workspace,
+              int64_t threads) {
+  using T = typename Wide<E>::type;
+  P* panels = static_cast<P*>(workspace.data);
+  const int64_t panel_count = filters.groups.count * filters.panels<T>();
+  parallel_for(panel_count, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / filters.panels<T>(), panel = i % filters.panels<T>();
+      filters.pack_panel<E, P, T>(group, panel, panels + filters.offset<T>(group, panel));
+    }
+  });
+  const int64_t units = target.shape[0] * target.shape[2];
+  // Smaller chunks where there would be too few tasks for the threads; the sums do not depend on it.
+  const int64_t chunks = most<int64_t>(1, 4 * threads / panel_count);
+  const int64_t units_per_chunk = most<int64_t>(1, least(kChunkRows / target.shape[2], units / chunks));
+  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk};
+  parallel_for(panel_count * product.chunks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
+}
+
+void check_conv(const char* op, const View& source, const View& weight, const View& bias, const View& coords, const View& slots, const Window& w,
+                const View& workspace, const View& target, bool adjoint) {
+  check(op, source, 4);
+  check(op, weight, 4, source.dtype);
+  check(op, target, 4, source.dtype);
+  check_channels_last(op, source);
+  check_channels_last(op, target);
+  check_plan(op, coords, slots);
+  const View &x = adjoint ? target : source, &y = adjoint ? source : target;
+  if (x.shape[0] != coords.shape[0] || y.shape[0] != coords.shape[0]) fail("%s: x and out must have the plan's number of tiles", op);
+  if (x.shape[2] != x.shape[3] || y.shape[2] != y.shape[3] || y.shape[2] * w.stride != x.shape[2]) fail("%s: tiles do not fit the stride", op);
+  if (weight.shape[0] != y.shape[1] || weight.shape[1] * w.groups != x.shape[1] || weight.shape[0] % w.groups) fail("%s: weight does not fit the channels", op);
+  if (!is_none(bias)) {
+    check(op, bias, 1, source.dtype);
+    check_contiguous(op, bias);
+    if (bias.shape[0] != target.shape[1]) fail("%s: bias does not fit the channels", op);
+  }
+  const Filters filters(weight, w, adjoint, false);
+  const bool wide = source.dtype == DType::kFloat64;
+  check(op, workspace, 1, wide ? DType::kFloat64 : DType::kFloat32);
+  const int64_t needed = filters.groups.count * (wide ? filters.group_size<double>() : filters.group_size<float>());
+  if (workspace.shape[0] < needed) fail("%s: workspace must have %lld elements", op, static_cast<long long>(needed));
+}
+
+void run(const char* op, const View& source, const View& weight, const View& bias, const View& coords, const View& slots, const Ints& geometry,
+         const View& workspace, const View& target, int64_t threads, bool adjoint) {
+  const Window w = window_of(op, geometry, weight.shape[2], weight.shape[3]);
+  check_conv(op, source, weight, bias, coords, slots, w, workspace, target, adjoint);
+  if (target.shape[0] == 0 || target.shape[1] == 0 || target.shape[2] == 0 || source.shape[1] == 0) return;
+  const Neighbours plan(coords, slots, w, target.shape[2], source.shape[2], adjoint);
+  const Filters filters(weight, w, adjoint, kHasDot && source.dtype == DType::kBFloat16);
+#if defined(__AVX512BF16__)
+  if (filters.dot) return convolve<BFloat16, BFloat16>(source, bias, target, plan, filters, workspace, threads);
+#endif
+  with_float(op, source.dtype, [&](auto element) {
+    using E = decltype(element);
+    convolve<E, typename Wide<E>::type>(source, bias, target, plan, filters, workspace, threads);
+  });
+}
+
+}  // namespace
+
+void tile_conv_forward(const View& x, const View& weight, const View& bias, const View& coords, const View& slots, const Ints& geometry,
+                       const View& workspace, const View& out, int64_t threads) {
+  run("tile_conv", x, weight, bias, coords, slots, geometry, workspace, out, threads, false);
+}
+
+void tile_conv_grad_input(const View& grad, const View& weight, const View& coords, const View& slots, const Ints& geometry,
+                          const View& workspace, const View& out, int64_t threads) {
+  run("tile_conv_grad_input", grad, weight, View{}, coords, slots, geometry, workspace, out, threads, true);
+}
+
+}  // namespace MWM_ISA
+}  // namespace mwm
