@@ -128,7 +128,7 @@ def not_a_scan(n: int, photos: list[np.ndarray], scans: Tensor, generator: torch
     out = torch.zeros(n, 1, SIZE, SIZE)
     axis = torch.linspace(-1, 1, SIZE)
     for k in range(n):
-        pick = int(torch.randint(0, 10, (1,), generator=generator))
+        pick = int(torch.randint(0, 12, (1,), generator=generator))
         noise = smooth_noise(1, int(torch.randint(3, 60, (1,), generator=generator)), generator)[0]
         if pick < 5 and photos:
             photo = photos[int(torch.randint(0, len(photos), (1,), generator=generator))]
@@ -148,6 +148,14 @@ def not_a_scan(n: int, photos: list[np.ndarray], scans: Tensor, generator: torch
             sector = (angle < 0.5 + 0.3 * float(torch.rand(1, generator=generator))) & (radius > 0.2) & (radius < 2)
             speckle = torch.randn(1, SIZE, SIZE, generator=generator).abs()
             out[k] = sector * F.avg_pool2d(speckle, 3, 1, 1) * (0.4 + torch.sigmoid(2 * noise))
+        elif pick in (9, 10):  # blobs of random place, size and brightness on a ground, as in cartoons and still lifes
+            out[k] = uniform(1, 0, 1, generator)[0] * (1 + 0.3 * noise)
+            for _ in range(int(torch.randint(2, 12, (1,), generator=generator))):
+                centre, size = torch.rand(2, generator=generator) * 2 - 1, 0.05 + 0.6 * torch.rand(2, generator=generator)
+                power = float(torch.randint(1, 5, (1,), generator=generator)) * 2
+                blob = ((axis[:, None] - centre[0]) / size[0]).abs() ** power + ((axis[None] - centre[1]) / size[1]).abs() ** power < 1
+                out[k, 0][blob] = float(torch.rand(1, generator=generator))
+            out[k] += 0.05 * torch.randn(1, SIZE, SIZE, generator=generator) * float(torch.rand(1, generator=generator))
         elif pick == 8:
             scan = scans[int(torch.randint(0, len(scans), (1,), generator=generator))].float()[None, None]
             scan = F.interpolate(scan, (SIZE, SIZE), mode="bilinear")[0, 0]

@@ -30,6 +30,8 @@ from mwm.localize.tiny_text import STRUCTURES
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "python" / "mwm" / "localize" / "weights" / "tiny.safetensors"
 KINDS = {"glioma": 1, "meningioma": 2, "pituitary_tumour": 3}
+SHARES = (0.52, 0.28, 0.2)  # of a batch: brain_mri, chest_xray, chest_ct
+OTHERS = 3
 # Photographs without copyright or CC0, as scikit-image ships them; the ones not named here stay unseen for evaluation.
 PHOTOS = ("astronaut", "camera", "rocket", "brick", "grass", "gravel", "hubble_deep_field", "moon", "cell")
 
@@ -81,15 +83,16 @@ def load_photos() -> list[np.ndarray]:
 
 
 class Batches(torch.utils.data.IterableDataset):
-    """Augmented batches of one epoch, a function of (seed, epoch): images, label maps, kinds, modalities. Two images of each are no scan."""
+    """Augmented batches of one epoch, a function of (seed, epoch): images, label maps, kinds, modalities. The last OTHERS images are no scan."""
 
     def __init__(self, scans: Scans, healed: dict[int, np.ndarray], photos: list[np.ndarray], size: int, seed: int) -> None:
         self.scans, self.healed, self.photos, self.size, self.seed, self.epoch = scans, healed, photos, size, seed, 0
-        # Brain slices are the hardest and the fewest: each counts twice in an epoch.
-        self.pool = np.concatenate([np.arange(len(scans.images)), np.flatnonzero(scans.modality == 0)])
+        # Brain slices are the hardest and the fewest: half of each batch, gliomas more often than the kinds that are learnt soon.
+        weight = np.array([SHARES[m] for m in scans.modality]) / np.bincount(scans.modality, minlength=3)[scans.modality]
+        self.weight = torch.from_numpy(np.where(scans.kind == 1, 1.4, 1.0) * weight)
 
     def __len__(self) -> int:
-        return len(self.pool) // self.size
+        return len(self.weight) // self.size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         torch.set_num_threads(1)
@@ -97,7 +100,7 @@ class Batches(torch.utils.data.IterableDataset):
         rng = random.Random(1000 * self.seed + self.epoch)
         images, labels = torch.from_numpy(self.scans.images), torch.from_numpy(self.scans.labels)
         kind, modality = torch.from_numpy(self.scans.kind), torch.from_numpy(self.scans.modality)
-        order = torch.from_numpy(self.pool)[torch.randperm(len(self.pool), generator=generator)]
+        order = torch.multinomial(self.weight, len(self) * self.size, replacement=True, generator=generator)
         for start in range(0, len(self) * self.size, self.size):
             rows = order[start : start + self.size]
             batch_images, batch_labels, batch_kind = images[rows].clone(), labels[rows].clone(), kind[rows].clone()
@@ -105,9 +108,9 @@ class Batches(torch.utils.data.IterableDataset):
                 if row in self.healed and rng.random() < 0.2:
                     batch_images[k], batch_labels[k], batch_kind[k] = torch.from_numpy(self.healed[row]), 0, 0
             x, y = augment(batch_images, batch_labels, modality[rows], generator)
-            other = not_a_scan(2, self.photos, images, generator)
-            zero = torch.zeros(2, dtype=torch.int64)
-            yield (torch.cat([x, other]), torch.cat([y, torch.zeros(2, *y.shape[1:], dtype=y.dtype)]), torch.cat([batch_kind, zero]),
+            other = not_a_scan(OTHERS, self.photos, images, generator)
+            zero = torch.zeros(OTHERS, dtype=torch.int64)
+            yield (torch.cat([x, other]), torch.cat([y, torch.zeros(OTHERS, *y.shape[1:], dtype=y.dtype)]), torch.cat([batch_kind, zero]),
                    torch.cat([modality[rows], zero + 3]))
 
 
@@ -142,6 +145,7 @@ def save(model: TinyModel, path: Path, extra: dict[str, str]) -> None:
     """Write the weights as fp16 safetensors."""
     state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items() if "num_batches" not in k}
     save_file(state, str(path), metadata={"format": "pt", "model": "mwm.localize.tiny", **extra})
+    path.chmod(0o644)
 
 
 def main() -> None:

@@ -77,8 +77,13 @@ class TinyLocalizer:
             image = images[k : k + 1].to(self.device, torch.float32)
             if float(image.amax() - image.amin()) < 1e-6:
                 continue
-            logits, modality = self.model(normalise(image).contiguous(memory_format=torch.channels_last), prompt_ids([prompts[k]]).to(self.device))
+            ids = prompt_ids([prompts[k]]).to(self.device)
+            pixels = normalise(image).contiguous(memory_format=torch.channels_last)
+            logits, modality = self.model(pixels, ids)
             gate = self._gate(image, modality[0], structures[k], k)
+            if gate and "lung" not in structures[k]:
+                # Tumours know no side: the mirror image is a second opinion. Lungs do, so there is none for them.
+                logits = (logits + self.model(pixels.flip(3), ids)[0].flip(3)) / 2
             heat = F.interpolate(torch.sigmoid(logits) * gate, images.shape[2:], mode="bilinear", align_corners=False)
             maps[k] = heat[0, 0].clamp(0, 1).to(images.device)
         return maps

@@ -10,7 +10,7 @@ _HOME = {
     "ProbeResult": "mwm.transfer.probe",
     "TransferError": "mwm.transfer.config",
     "classification_metrics": "mwm.transfer.metrics",
-    "finetune": "mwm.transfer.finetune",
+    "finetune": "mwm.transfer.classify",
     "linear_probe": "mwm.transfer.probe",
     "pixel_statistics": "mwm.transfer.probe",
     "recalibrate_batchnorm": "mwm.transfer.probe",
@@ -21,7 +21,6 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        # `finetune` is a function and a module of the same name: the function is what the package offers.
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value

@@ -1,0 +1,30 @@
+"""A tiny exported encoder and a drawn data set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from mwm.train.export import Preprocessing, export
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from drawn import SIZE, rows_with_patients, with_splits, write_index  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with the exported weights of an untrained resnet10t."""
+    folder = tmp_path_factory.mktemp("run")
+    encoder = timm.create_model("resnet10t", features_only=True, in_chans=1)
+    export(folder, "resnet10t", encoder, Preprocessing((SIZE, SIZE), 1, (0.5,), (0.25,), {}), seed=0)
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """Index CSV with patients and splits."""
+    return write_index(tmp_path / "data", with_splits(rows_with_patients()))

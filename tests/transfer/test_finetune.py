@@ -1,0 +1,128 @@
+"""Both ways of using an encoder learn drawn classes, leave complete results, and lose nothing that is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawn import rows_with_patients, with_splits, write_index
+from PIL import Image
+from safetensors.torch import load_file
+
+from mwm.train import load_encoder
+from mwm.transfer import FinetuneConfig, TransferError, finetune
+from mwm.transfer.images import CaseImages
+from mwm.transfer.labelled import read_labelled
+from mwm.transfer.network import parameter_groups
+
+
+def config(run: Path, data: Path, out: Path, **changes) -> FinetuneConfig:
+    return FinetuneConfig(**({"run": str(run), "data": str(data), "out": str(out), "progress": False, "bootstrap": 50, "epochs": 12, "batch_size": 12,
+                              "lr": 3e-3, "layer_decay": 1.0, "device": "cpu"} | changes))
+
+
+@pytest.mark.parametrize("linear_probe", [True, False])
+def test_drawn_classes_are_learnt_and_results_are_complete(linear_probe: bool, run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", linear_probe=linear_probe), command="mwm finetune …")
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["test"]["auroc"]["value"] > 0.85
+    assert report["test"]["images"] == 12
+    assert report["test"]["patients"] == 6
+    assert report["images"]["train"] == {"across": 18, "along": 18}
+    assert np.sum(report["confusion_test"]) == 12
+    assert report["command"] == "mwm finetune …"
+    with (out / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 24
+    test = [row for row in rows if row["split"] == "test"]
+    assert np.mean([row["label"] == row["predicted"] for row in test]) == report["test"]["accuracy"]["value"]
+    assert all(abs(float(row["p_along"]) + float(row["p_across"]) - 1) < 1e-4 for row in rows)
+    assert Image.open(out / "confusion.png").size[0] > 100
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.csv", "history.csv", "confusion.png",
+                                               "probe.safetensors" if linear_probe else "model.safetensors"}
+
+
+def test_metrics_hold_no_file_names_and_no_patients(run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", linear_probe=True))
+    text = (out / "metrics.json").read_text()
+    assert "p01" not in text
+    assert "images/" not in text
+
+
+def test_same_seed_gives_the_same_predictions(run: Path, index: Path, tmp_path: Path) -> None:
+    one, two = (finetune(config(run, index, tmp_path / name, epochs=2)) for name in ("one", "two"))
+    assert (one / "predictions.csv").read_bytes() == (two / "predictions.csv").read_bytes()
+
+
+def test_stored_weights_give_the_stored_predictions(run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", epochs=2))
+    data = read_labelled(index)
+    encoder = load_encoder(run, num_classes=2)
+    encoder.model.load_state_dict(load_file(str(out / "model.safetensors")))
+    images = CaseImages(data.of("test"), encoder.preprocessing)
+    with torch.no_grad():
+        chances = torch.softmax(encoder.model.eval()(torch.stack([images[k][0] for k in range(len(images))])), 1)
+    with (out / "predictions.csv").open() as stream:
+        stored = [float(row["p_along"]) for row in csv.DictReader(stream) if row["split"] == "test"]
+    assert np.allclose(chances[:, 1].numpy(), stored, atol=1e-4)
+
+
+def test_test_labels_have_no_influence_on_the_classifier(run: Path, tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    swapped = [row | {"label": {"along": "across", "across": "along"}[row["label"]]} if row["split"] == "test" else row for row in rows]
+    first, second = write_index(tmp_path / "a", rows), write_index(tmp_path / "b", rows)
+    with second.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(swapped)
+    weights = [load_file(str(finetune(config(run, data, tmp_path / name, linear_probe=True)) / "probe.safetensors"))
+               for name, data in (("one", first), ("two", second))]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_existing_results_are_kept_unless_overwrite(run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", linear_probe=True))
+    before = (out / "metrics.json").read_bytes()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        finetune(config(run, index, out, linear_probe=True))
+    assert (out / "metrics.json").read_bytes() == before
+    finetune(config(run, index, out, linear_probe=True, overwrite=True, bootstrap=60))
+    assert json.loads((out / "metrics.json").read_text())["config"]["bootstrap"] == 60
+
+
+def test_folder_that_is_no_result_is_not_overwritten(run: Path, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="earlier results"):
+        finetune(config(run, index, tmp_path / "thesis", linear_probe=True, overwrite=True))
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_layers_near_the_input_learn_slower(run: Path) -> None:
+    encoder = load_encoder(run, num_classes=2)
+    rates = {id(p): group["lr"] for group in parameter_groups(encoder, 1.0, 0.5, 0.1) for p in group["params"]}
+    named = dict(encoder.model.named_parameters())
+    assert len(rates) == len(named)
+    assert rates[id(named["fc.weight"])] == rates[id(named["layer4.0.conv1.weight"])] == 1.0
+    assert rates[id(named["layer3.0.conv1.weight"])] == 0.5
+    assert rates[id(named["conv1.0.weight"])] < 0.1
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"task": "detect"}, "task must be classify"), ({"epochs": 0}, "epochs must be at least 1"), ({"val_share": 1.0}, "val_share must be between"),
+    ({"crop": 0.0}, "crop must be in"), ({"run": ""}, "run must be"),
+])
+def test_settings_out_of_range_are_refused_by_name(change: dict, words: str) -> None:
+    with pytest.raises(TransferError, match=words):
+        FinetuneConfig(**({"run": "r", "data": "d"} | change))
+
+
+def test_folder_without_an_encoder_is_refused_in_one_sentence(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"encoder\.safetensors") as caught:
+        finetune(config(tmp_path / "empty", index, tmp_path / "out"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,129 @@
+"""Splits keep patients whole; wrong labels and empty classes end in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn import draw, rows_with_patients, with_splits, write_index
+
+from mwm.transfer.config import TransferError
+from mwm.transfer.labelled import SPLITS, read_labelled
+
+
+def tree(root: Path, counts: dict[str, int]) -> Path:
+    """Folders with drawn images: {"train/along": 4, …}"""
+    rng = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            draw(rng, Path(folder).name).save(root / folder / f"{k}.png")
+    return root
+
+
+def test_splits_of_the_index_are_kept(index: Path) -> None:
+    data = read_labelled(index)
+    assert data.classes == ("across", "along")
+    assert {split: len(data.of(split)) for split in SPLITS} == {"train": 36, "val": 12, "test": 12}
+    assert data.patients_known
+    assert not data.notes
+
+
+def test_folder_that_holds_an_index_is_read_by_it(index: Path) -> None:
+    assert [c.record.name for c in read_labelled(index.parent).cases] == [c.record.name for c in read_labelled(index).cases]
+
+
+def test_missing_splits_are_made_by_patient_and_repeat_for_a_seed(tmp_path: Path) -> None:
+    index = write_index(tmp_path, rows_with_patients(40, 3))
+    data = read_labelled(index, seed=3)
+    owners = {split: {case.patient for case in data.of(split)} for split in SPLITS}
+    assert all(owners.values())
+    assert not owners["train"] & owners["val"] | owners["train"] & owners["test"] | owners["val"] & owners["test"]
+    assert all({case.label for case in data.of(split)} == {0, 1} for split in SPLITS)
+    assert len(owners["test"]) == 10
+    again = read_labelled(index, seed=3)
+    assert [c.split for c in data.cases] == [c.split for c in again.cases]
+    assert [c.split for c in data.cases] != [c.split for c in read_labelled(index, seed=4).cases]
+
+
+def test_missing_val_split_is_taken_from_training_patients_only(tmp_path: Path) -> None:
+    rows = [row | {"split": "test" if int(row["patient"][1:]) < 6 else "train"} for row in rows_with_patients()]
+    data = read_labelled(write_index(tmp_path, rows))
+    assert {case.patient for case in data.of("test")} == {f"p{k:02d}" for k in range(6)}
+    assert data.of("val")
+    assert not {c.patient for c in data.of("val")} & {c.patient for c in data.of("train")}
+    assert "no val split" in data.notes[0]
+
+
+def test_folder_per_class_is_read_and_says_that_patients_are_unknown(tmp_path: Path) -> None:
+    data = read_labelled(tree(tmp_path, {"along": 8, "across": 8}))
+    assert data.classes == ("across", "along")
+    assert not data.patients_known
+    assert any("Patients are not known" in note for note in data.notes)
+
+
+def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
+    data = read_labelled(tree(tmp_path, {f"{split}/{label}": n for split, n in (("train", 5), ("valid", 2), ("test", 3)) for label in ("along", "across")}))
+    assert {split: len(data.of(split)) for split in SPLITS} == {"train": 10, "val": 4, "test": 6}
+
+
+def test_labels_choose_among_classes_and_other_splits_are_left_out(tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    rows += [row | {"file": "x" + row["file"], "label": "third"} for row in rows] + [rows[0] | {"file": "odd.png", "split": "unlabelled"}]
+    index = write_index(tmp_path, rows)
+    data = read_labelled(index, labels=("along", "across"))
+    assert data.classes == ("across", "along")
+    assert any("'unlabelled'" in note for note in data.notes)
+    with pytest.raises(TransferError, match="labels must occur in DATA, got fourth"):
+        read_labelled(index, labels=("along", "fourth"))
+
+
+def test_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    rows[0]["split"] = "test" if rows[0]["split"] != "test" else "train"
+    with pytest.raises(TransferError, match="a patient must be in one split only, got 1 patients"):
+        read_labelled(write_index(tmp_path, rows))
+
+
+def test_label_that_only_the_test_has_is_refused_with_the_near_word(tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    next(row for row in rows if row["split"] == "test" and row["label"] == "along")["label"] = "allong"
+    with pytest.raises(TransferError, match="got 'allong', which does not; is it 'along'"):
+        read_labelled(write_index(tmp_path, rows))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_class_that_a_split_lacks_is_refused(tmp_path: Path, split: str) -> None:
+    rows = [row for row in with_splits(rows_with_patients()) if not (row["split"] == split and row["label"] == "along")]
+    with pytest.raises(TransferError, match=f"every class must have images in {split}, got none of along"):
+        read_labelled(write_index(tmp_path, rows))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TransferError, match="at least two classes, got only 'along'"):
+        read_labelled(tree(tmp_path, {"along": 4}))
+
+
+def test_empty_class_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TransferError, match="every class folder must hold images, got none in across"):
+        read_labelled(tree(tmp_path, {"along": 4, "across": 0}))
+
+
+def test_images_beside_the_class_folders_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"along": 3, "across": 3})
+    draw(np.random.default_rng(0), "along").save(tmp_path / "loose.png")
+    with pytest.raises(TransferError, match=r"loose\.png"):
+        read_labelled(tmp_path)
+
+
+def test_index_without_labels_is_refused(tmp_path: Path) -> None:
+    rows = [row | {"label": ""} for row in rows_with_patients(4)]
+    with pytest.raises(TransferError, match="column `label`"):
+        read_labelled(write_index(tmp_path, rows))
+
+
+def test_class_with_one_patient_cannot_be_divided(tmp_path: Path) -> None:
+    rows = [row for row in rows_with_patients(12) if row["label"] == "across" or row["patient"] == "p00"]
+    with pytest.raises(TransferError, match="class 'along' must have at least two patients"):
+        read_labelled(write_index(tmp_path, rows))
