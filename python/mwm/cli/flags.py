@@ -47,6 +47,8 @@ def _options(hint: Any) -> dict[str, Any] | None:
     plain = [k for k in kinds if k in (bool, int, float, str)]
     if pair is not None:
         element = typing.get_args(pair)[0]
+        if Ellipsis in typing.get_args(pair):
+            return {"type": element, "nargs": "+", "action": AsTuple, "metavar": {int: "N", float: "X", str: "TEXT"}[element]}
         if plain:
             return {"type": element, "nargs": "+", "action": OneOrTwo, "metavar": "N"}
         return {"type": element, "nargs": len(typing.get_args(pair)), "action": AsTuple, "metavar": "N"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mwm.cli.flags import add_fields
+from mwm.cli.regions import REFINING, add_refining, refining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_fields(parser, PretrainConfig, positional=("images",), skip=("read",))
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
+    add_refining(parser)
 
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
@@ -32,17 +34,27 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
 
     given: dict[str, Any] = vars(options)
     file = given.pop("config", None)
+    refine = refining(given)
+    for name in REFINING:
+        given.pop(name, None)
     if given.get("resume") and file is None and given.get("out"):
         config = PretrainConfig.from_run(given["out"], **given)
     elif file is not None:
         config = PretrainConfig.from_yaml(file, **given)
     else:
         config = PretrainConfig.from_dict(given)
-    out = pretrain(config, localize=localize_for, command=shlex.join(["mwm", *words]))
+    out = pretrain(config, localize=lambda settings: localize_for(settings, refine), command=shlex.join(["mwm", *words]))
     print(f"\nThe encoder is in {Path(out) / 'encoder.safetensors'}. Next: mwm finetune {shlex.quote(str(out))} LABELLED_IMAGES --task classify")
     return 0
 
 
-def localize_for(config: Any) -> Any:
-    """The regions of a run's images, from its prompt; cached, so that a second run finds them."""
-    raise ValueError("pretrain: localizing is not wired yet; make regions with `mwm localize` and pass them with --regions.")
+def localize_for(config: Any, refine: dict[str, Any]) -> str:
+    """The regions of a run's images, from its prompt, in the folder OUT.regions; what is there already is not computed again."""
+    from mwm.localize import run_localize
+
+    out = Path(config.out)
+    folder = out.parent / f"{out.name}.regions"
+    device = None if config.device == "auto" else config.device
+    run_localize(images=config.images, prompt=config.prompt, out=str(folder), localizer=config.localizer, checkpoint=config.localizer_checkpoint,
+                 split=config.split, intensity=config.intensity, device=device, strict=config.strict, progress=config.progress, **refine)
+    return str(folder)

@@ -61,3 +61,85 @@ def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
         near = " x ".join(str(max(1, round(edge / patch)) * patch) for edge in size)
         raise ValueError(f"preview: patch_size must divide the image, got {patch} for {size[0]} x {size[1]} pixels. The nearest image_size that fits is {near}.")
     return size[0] // patch, size[1] // patch
+
+
+def run(options: argparse.Namespace, words: list[str]) -> int:
+    """Localize where there is a prompt, count, draw, write."""
+    if len(options.image_size) > 2 or options.count < 1:
+        raise ValueError("preview: image_size must be one number or two (height width), and count at least 1. See `mwm preview --help`.")
+    size = (options.image_size[0], options.image_size[-1])
+    grid, policy = grid_of(size, options.patch_size), policy_of(options)
+    if options.regions is None and options.prompt is None and policy.needs_region:
+        raise ValueError('preview: a prompt or regions must be given, got neither. Add --prompt "both lungs" or --regions FOLDER, or use --policy uniform.')
+    import torch
+
+    from mwm.data import DataError, PretrainDataset, ReadSettings, read_list
+    from mwm.masking import format_statistics, region_statistics, survey_regions
+
+    given, out = vars(options), Path(options.out)
+    records = list(read_list(options.images, split=given.get("split")))
+    regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
+    read = ReadSettings(size=size, **({"intensity": given["intensity"]} if "intensity" in given else {}))
+    dataset = PretrainDataset(records, read, regions, None)
+    samples, skipped = [], []
+    for index, record in enumerate(records):
+        try:
+            samples.append((index, dataset[index]["region"]))
+        except DataError as error:
+            if given.get("strict"):
+                raise
+            skipped.append(f"{record.name}: {error}")
+    if not samples:
+        raise ValueError(f"preview: images must hold at least one readable file, got {len(skipped)} unreadable ones (first: {skipped[0]}).")
+    ids = torch.tensor([records[index].id for index, _ in samples])
+    survey = survey_regions([region for _, region in samples], grid, min_cover=policy.min_cover)
+    statistics = region_statistics(survey, policy, grid=grid, ids=ids, seed=options.seed)
+    print(format_statistics(statistics))
+    for line in skipped:
+        print(f"skipped {line}")
+    if bool(survey.inside.flatten(1).any(1).any()) and policy.needs_region:
+        policy = policy.with_empty_share(policy.mean_share(survey.inside))
+    chosen = torch.linspace(0, len(samples) - 1, min(options.count, len(samples))).round().long().unique().tolist()
+    shown = [dataset[samples[k][0]] for k in chosen]
+    active = policy(torch.stack([s["region"] for s in shown]), grid=grid, seed=options.seed, ids=ids[chosen], epoch=0)
+    sheet = _gallery(shown, active, survey.inside[chosen])
+    _write(options, sheet, format_statistics(statistics), statistics.warnings, len(samples), shlex.join(["mwm", *words]))
+    return 0
+
+
+def _localized(given: dict[str, Any], out: Path) -> str:
+    """Regions of all images from the prompt, in OUT/regions."""
+    from mwm.localize import run_localize
+
+    shared = {name: given[name] for name in ("images", "prompt", "split", "intensity", "strict", "localizer", "checkpoint", "device") if name in given}
+    run_localize(out=str(out / "regions"), **shared, **refining(given))
+    return str(out / "regions")
+
+
+def _gallery(shown: list[dict[str, Any]], active: Any, inside: Any) -> Any:
+    from mwm import view
+
+    sheet = view.Sheet(("Image", "Region", "Mask"))
+    for sample, visible, patches in zip(shown, active, inside, strict=True):
+        hidden = ~visible
+        shares = [float(hidden[part].float().mean()) if part.any() else float("nan") for part in (patches, ~patches, patches | True)]
+        words = f"hidden: {view.percent(shares[0])} inside, {view.percent(shares[1])} outside, {view.percent(shares[2])} overall"
+        sheet.add("", view.picture(sample["image"]), view.Cell(view.overlay(sample["image"], sample["region"]), f"{int(patches.sum())} of {patches.numel()} patches are region"),
+                  view.Cell(view.mask_picture(sample["image"], visible, region=sample["region"]), words))
+    return sheet
+
+
+def _write(options: argparse.Namespace, sheet: Any, figures: str, warnings: tuple[str, ...], images: int, command: str) -> None:
+    from mwm import view
+
+    out = Path(options.out)
+    named = f"the prompt “{options.prompt}”" if options.prompt is not None else "the given regions" if options.regions else "no regions"
+    page = view.Report("Regions and masks before training", f"{images} images, {named}. The orange line is the region; grey patches are hidden from the encoder.")
+    page.section("Over all images")
+    page.preformatted(figures.split("\nwarning:")[0])
+    for warning in warnings:
+        page.note(warning, kind="warning")
+    page.section("A few of them").sheet(sheet, "Image, region and mask of the first epoch, evenly spaced over the list.")
+    page.section("How this was made").command(command)
+    written = [view.save(sheet.image(), out / "preview.png"), page.write(out / "preview.html")]
+    print(f"wrote {written[1]} and {written[0]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mwm.demo.probe import ProbeResult
+from mwm.demo.probe import ProbeRow
 from mwm.demo.race import DENSE, MASKED, OURS, Race
 from mwm.view import Chart, Report, Sheet, interval_chart
 
@@ -60,7 +60,7 @@ class Findings:
     policy_shares: Chart | None = None
     race: Race | None = None
     training: Training | None = None
-    probe: list[ProbeResult] = field(default_factory=list)
+    probe: list[ProbeRow] = field(default_factory=list)
     seconds: float | None = None
 
 
@@ -89,7 +89,7 @@ def build_report(found: Findings) -> Report:
     return report
 
 
-def probe_chart(rows: Sequence[ProbeResult]) -> Chart:
+def probe_chart(rows: Sequence[ProbeRow]) -> Chart:
     """The rows of the probe with their intervals."""
     return interval_chart([(row.name, row.auroc, row.low, row.high, f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]") for row in rows],
                           x_label="AUROC, bacterial against viral pneumonia, test patients", reference=(0.5, "chance"))
@@ -135,7 +135,7 @@ def _training(report: Report, training: Training) -> None:
     report.table(("Setting", "Value"), training.settings)
 
 
-def _probe(report: Report, rows: Sequence[ProbeResult]) -> None:
+def _probe(report: Report, rows: Sequence[ProbeRow]) -> None:
     first = rows[0]
     report.section("What the features are worth so far",
                    f"A logistic regression on frozen, standardised features separates bacterial from viral pneumonia. It is fitted on {first.fit_images} X-rays of "

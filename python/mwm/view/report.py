@@ -85,6 +85,11 @@ class Report:
         self._parts.append(f"<pre><code>{html.escape(line)}</code></pre>")
         return self
 
+    def preformatted(self, lines: str) -> Report:
+        """Add lines that stand as they were printed."""
+        self._parts.append(f"<pre><code>{html.escape(lines)}</code></pre>")
+        return self
+
     def _figure(self, body: str, caption: str, *, numbered: bool = True) -> Report:
         if caption and numbered:
             self._figures += 1

@@ -1,0 +1,216 @@
+"""The command line: every command runs, and every refusal is one sentence with an exit code that is not 0."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mwm.cli import COMMANDS, main
+
+
+def run(*words: str | Path, cwd: Path | None = None, code: int | None = 0, threads: str = "1") -> subprocess.CompletedProcess[str]:
+    """`mwm …` as a user types it."""
+    done = subprocess.run([sys.executable, "-m", "mwm", *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=240, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "default"})
+    if code is not None:
+        assert done.returncode == code, f"{words}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six grey pictures with a bright disc, and a folder of masks of the discs."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    for k in range(6):
+        disc = (rows - 24 - 3 * k) ** 2 + (columns - 32) ** 2 < 15**2
+        pixels = generator.integers(20, 90, (64, 64)) + 120 * disc
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"scan_{k}.png")
+        Image.fromarray((255 * disc).astype(np.uint8)).save(root / "masks" / f"scan_{k}.png")
+    return root
+
+
+TINY_RUN = ("--encoder", "resnet18", "--image-size", "64", "--decoder-width", "32", "--batch-size", "3", "--epochs", "1", "--warmup-epochs", "0",
+            "--workers", "0", "--panel-every", "0", "--no-progress")
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path) -> Path:
+    """A run of one epoch, made by the command."""
+    out = images / "run"
+    done = run("pretrain", images / "images", "--regions", images / "masks", "--out", out, *TINY_RUN)
+    assert "encoder.safetensors" in done.stdout and "inside" in done.stdout
+    return out
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The refusal: one line on stderr that begins with the program's name, no traceback."""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.strip().splitlines() if line.startswith("mwm: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    code = "import sys; from mwm.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False).returncode == 0
+    assert run("--version").stdout.startswith("mwm 0.")
+
+
+def test_the_help_lists_every_command_and_each_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in overview
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: mwm " + command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["frobnicate"], ["--frobnicate"], ["pretrain", "--frobnicate"], ["pretrain", "x", "--epochs", "many"],
+                                   ["preview"], ["bench", "frobnicate"]])
+def test_unknown_words_end_in_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.startswith("mwm: ") and captured.err.count("\n") == 1
+
+
+def test_info_prints_versions_backends_and_reasons() -> None:
+    text = run("info").stdout
+    for words in ("torch", "instruction set", "threads from", "tile_conv", "sample_active", "reference", "region, uniform", "tiny"):
+        assert words in text, text
+    assert "no cuda" in text and "no triton" in text
+
+
+def test_bench_lists_its_benches_with_what_they_measure() -> None:
+    assert "mwm bench encoder" in run("bench").stdout
+
+
+def test_localize_lists_localizers_and_words() -> None:
+    assert "tiny" in run("localize", "--list").stdout
+    assert "left lung" in run("localize", "--vocabulary").stdout
+
+
+def test_localize_with_masks_finds_everything_done_the_second_time(images: Path, tmp_path: Path) -> None:
+    words = ("localize", images / "images", "--localizer", "maps", "--maps", images / "masks", "--out", tmp_path / "regions")
+    assert "6 computed" in run(*words).stdout
+    assert "0 computed, 6 from the cache" in run(*words).stdout
+
+
+def test_preview_draws_a_gallery_and_prints_the_statistics(images: Path, tmp_path: Path) -> None:
+    done = run("preview", images / "images", "--regions", images / "masks", "--image-size", "64", "--patch-size", "16", "--out", tmp_path, "--count", "3")
+    assert "region patches per image" in done.stdout and "hidden:  inside" in done.stdout
+    page = (tmp_path / "preview.html").read_text()
+    assert page.count("<img") == 9 and "scan_0" not in page, "file names have no place in a figure that may be shared"
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.width > 600
+
+
+def test_preview_warns_with_the_remedy_where_regions_are_smaller_than_a_patch(images: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for k in range(6):
+        dot = np.zeros((64, 64), np.uint8)
+        dot[10:13, 10:13] = 255
+        Image.fromarray(dot).save(masks / f"scan_{k}.png")
+    done = run("preview", images / "images", "--regions", masks, "--image-size", "64", "--out", tmp_path / "out")
+    assert "warning" in done.stdout and "finer grid" in done.stdout
+
+
+def test_pretrain_leaves_what_the_next_command_needs(trained: Path) -> None:
+    assert {"encoder.safetensors", "config.yaml", "run.json", "metrics.csv", "model.safetensors", "config.json"} <= {p.name for p in trained.iterdir()}
+
+
+def test_pretrain_refuses_to_overwrite_and_loses_nothing(images: Path, trained: Path) -> None:
+    before = {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()}
+    words = sentence(run("pretrain", images / "images", "--regions", images / "masks", "--out", trained, *TINY_RUN, code=2))
+    assert "--overwrite" in words or "overwrite" in words
+    assert before == {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()}
+
+
+def test_pretrain_takes_a_file_and_flags_override_it(images: Path, trained: Path, tmp_path: Path) -> None:
+    import yaml
+
+    run("pretrain", "--config", trained / "config.yaml", "--out", tmp_path / "again", "--seed", "5", "--no-flip")
+    settings = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert (settings["seed"], settings["flip"], settings["image_size"], settings["encoder"]) == (5, False, 64, "resnet18")
+
+
+def test_resume_of_a_finished_run_changes_no_weight(trained: Path) -> None:
+    before = (trained / "encoder.safetensors").read_bytes()
+    run("pretrain", "--resume", "--out", trained)
+    assert (trained / "encoder.safetensors").read_bytes() == before
+
+
+def test_finetune_probes_a_run(images: Path, trained: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "labelled"
+    generator = np.random.default_rng(1)
+    for label, level in (("dark", 60), ("light", 150)):
+        (tree / label).mkdir(parents=True)
+        for k in range(12):
+            Image.fromarray(generator.integers(level - 40, level + 40, (64, 64)).astype(np.uint8)).save(tree / label / f"{k}.png")
+    done = run("finetune", trained, tree, "--task", "classify", "--linear-probe", "--out", tmp_path / "probe", "--bootstrap", "50")
+    assert "AUROC" in done.stdout or "auroc" in done.stdout
+    assert (tmp_path / "probe" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (("pretrain", "nowhere", "--regions", "masks", "--out", "bad"), "nowhere"),
+    (("pretrain", "empty", "--regions", "masks", "--out", "bad"), "empty"),
+    (("pretrain", "images", "--regions", "masks", "--out", "bad", "--image-size", "100"), "patch_size must divide"),
+    (("pretrain", "images", "--regions", "masks", "--out", "bad", "--mask-ratio", "1"), "[0, 1)"),
+    (("pretrain", "images", "--regions", "masks", "--out", "bad", "--encoder", "resnet-eighteen"), "resnet-eighteen"),
+    (("pretrain", "images", "--regions", "masks"), "out must be"),
+    (("pretrain", "--config", "nofile.yaml", "--out", "bad"), "nofile.yaml"),
+    (("pretrain", "--resume", "--out", "nothing"), "nothing"),
+    (("preview", "images"), "prompt"),
+    (("preview", "images", "--regions", "masks", "--patch-size", "30"), "patch_size must divide"),
+    (("preview", "images", "--policy", "uniform", "--mask-ratio", "1.5"), "[0, 1)"),
+    (("localize", "images"), "prompt"),
+    (("localize",), "IMAGES"),
+    (("localize", "images", "--prompt", "a purple giraffe"), "giraffe"),
+    (("localize", "images", "--prompt", "lungs", "--localizer", "huge"), "huge"),
+    (("localize", "images", "--prompt", "lungs", "--threshold", "3"), "threshold"),
+    (("finetune", "nowhere", "images"), "nowhere"),
+], ids=lambda value: " ".join(value) if isinstance(value, tuple) else None)
+def test_bad_input_ends_in_one_sentence_that_says_what_to_do(words: tuple[str, ...], part: str, images: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(images)
+    (images / "empty").mkdir(exist_ok=True)
+    assert main(list(words)) == 2
+    captured = capsys.readouterr().err
+    lines = [line for line in captured.splitlines() if line.startswith("mwm: ")]
+    assert len(lines) == 1 and part in lines[0] and lines[0].rstrip().endswith((".", ")", "`")), captured
+    assert "Traceback" not in captured and not (images / "bad").exists()
+
+
+def test_an_unreadable_file_is_skipped_counted_and_listed(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in (images / "images").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "cut.png").write_bytes((images / "images" / "scan_0.png").read_bytes()[:200])
+    done = run("pretrain", folder, "--mask-ratio", "0.6", "--out", tmp_path / "run", *TINY_RUN)
+    assert "skipped 1" in done.stdout
+    assert "cut.png" in (tmp_path / "run" / "skipped.csv").read_text()
+    refused = sentence(run("pretrain", folder, "--mask-ratio", "0.6", "--out", tmp_path / "strict", "--strict", *TINY_RUN, code=2))
+    assert "cut.png" in refused and not (tmp_path / "strict").exists()
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("pretrain", "nowhere", "--out", "x", "--debug", code=None)
+    assert done.returncode != 0 and "Traceback" in done.stderr
