@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -62,16 +60,21 @@ checkpoint.save = killing_save
 """,
 }
 _RUN = """
-import json, os, signal, sys, warnings
+import os, signal, warnings
 warnings.simplefilter("ignore")
 {moment}
 from mwm.train import PretrainConfig, pretrain
-pretrain(PretrainConfig(**json.loads(sys.argv[1])))
+pretrain(PretrainConfig(**SETTINGS))
 """
 
 
-def _start(settings: dict[str, Any], moment: str = "") -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", _RUN.format(moment=moment), json.dumps(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def _start(settings: dict[str, Any], moment: str = "") -> multiprocessing.Process:
+    """A process of its own, forked from a server that has done the imports and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mwm.train.loop", "timm", "torch.utils.tensorboard"])
+    process = context.Process(target=exec, args=(_RUN.format(moment=moment), {"SETTINGS": settings}))
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +107,8 @@ def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(moment: str, whol
     settings = _settings(scans, tmp_path / "run")
     length = (whole / checkpoint.NAME).stat().st_size
     killed = _start({**settings, "workers": 2}, _MOMENTS[moment].replace("LENGTH", str(length)))
-    _, errors = killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL, errors.decode()
+    killed.join(timeout=120)
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
     run = pretrain(PretrainConfig(**settings, resume=True))
     _assert_same(run, whole)
@@ -116,12 +119,12 @@ def test_a_run_killed_from_outside_at_any_moment_equals_the_uninterrupted_one(wh
     killed = _start({**settings, "workers": 1})
     table = tmp_path / "run" / "metrics.csv"
     limit = time.monotonic() + 100
-    while killed.poll() is None and time.monotonic() < limit:
+    while killed.is_alive() and time.monotonic() < limit:
         if table.exists() and len(table.read_bytes().splitlines()) > 4:
             killed.kill()
             break
         time.sleep(0.002)
-    killed.communicate(timeout=60)
+    killed.join(timeout=60)
     run = pretrain(PretrainConfig(**settings, resume=True))
     _assert_same(run, whole)
 

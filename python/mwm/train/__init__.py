@@ -7,7 +7,7 @@ from typing import Any
 
 from mwm.train.config import PretrainConfig, TrainError
 
-_HOME = {"load_encoder": "mwm.train.export", "pretrain": "mwm.train.pretrain"}
+_HOME = {"load_encoder": "mwm.train.export", "pretrain": "mwm.train.loop"}  # on first use: the settings alone cost nothing
 
 __all__ = ["PretrainConfig", "TrainError", "load_encoder", "pretrain"]
 

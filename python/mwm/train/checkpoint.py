@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -118,7 +119,11 @@ def load(path: Path) -> dict[str, Any]:
         payload = _verify(path)
     except OSError as error:
         raise TrainError(f"checkpoint: {path.parent.name}/{path.name} must be readable, got {error.strerror}. Start the run without --resume.") from error
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TrainError(f"checkpoint: {path.parent.name}/{path.name} holds more than plain values and tensors and is not opened. Use a checkpoint that "
+                         "mwm pretrain wrote.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainError(f"checkpoint: {path.parent.name}/{path.name} is of format {state.get('format') if isinstance(state, dict) else '?'}, "
                          f"this version reads format {FORMAT}. Use the mwm version that run.json names.")

@@ -25,7 +25,7 @@ from mwm.train.loader import BatchOrder, MaskedViews, create_loader, one_sentenc
 from mwm.train.logs import RunLogs
 from mwm.train.optim import Schedule, create_optimizer
 from mwm.train.panel import write_panel
-from mwm.train.prepare import Prepared, prepare
+from mwm.train.prepare import Prepared, list_images, prepare
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,13 +50,15 @@ def pretrain(config: PretrainConfig, *, localize: Callable[[PretrainConfig], Any
 
     Source: Mask What Matters (arXiv 2509.23054), training.
     """
-    if config.mask_ratio is None and config.precision == "fp16" and config.device == "cpu":
-        raise TrainError("pretrain: precision must be fp32 or bf16 on a CPU, got fp16. Take bf16.")
     world = distributed.start(config.device)
     try:
+        if config.precision == "fp16" and world.device.type != "cuda":
+            raise TrainError(f"pretrain: precision must be fp32 or bf16 on {world.device.type}, got fp16. Take bf16.")
         with _as_configured(config, world.device):
-            prepared = _on_main(world, lambda: prepare(config, localize, world.size))
-            return _Trainer(config, prepared, world, command).run()
+            listed = _on_main(world, lambda: list_images(config))
+            model = build_model(listed.config, world)
+            prepared = _on_main(world, lambda: prepare(listed, localize, world.size))
+            return _Trainer(model, prepared, world, command).run()
     finally:
         distributed.stop(world)
 
@@ -64,10 +66,10 @@ def pretrain(config: PretrainConfig, *, localize: Callable[[PretrainConfig], Any
 class _Trainer:
     """The state of a run in flight."""
 
-    def __init__(self, config: PretrainConfig, prepared: Prepared, world: World, command: str | None) -> None:
-        self.config, self.prepared, self.world, self.command = config, prepared, world, command
+    def __init__(self, model: MaskedImageModel, prepared: Prepared, world: World, command: str | None) -> None:
+        config = prepared.config
+        self.model, self.config, self.prepared, self.world, self.command = model, config, prepared, world, command
         self.began = time.monotonic()
-        self.model = build_model(config, prepared.preprocessing.channels, world)
         self.order = dict(images=len(prepared.records), batch=prepared.batch, seed=config.seed, epochs=config.epochs)
         self.per_epoch = len(prepared.records) // prepared.batch
         self.schedule = Schedule.of(config, self.per_epoch, prepared.batch)
@@ -221,7 +223,7 @@ class _Trainer:
                     region if policy.needs_region else None)
 
     def _write_facts(self, status: str) -> None:
-        record.write_config(self.run_folder, self.prepared.config, self.prepared.resolved)
+        record.write_config(self.run_folder, self.config, self.prepared.resolved)
         record.write_run_json(self.run_folder, command=self.command, env=self.environment, seed=self.config.seed, image_list=self.prepared.image_list,
                               localizer=self.prepared.localizer, status=status, steps=self.step,
                               seconds=self.seconds_before + time.monotonic() - self.began)
@@ -234,17 +236,19 @@ class _Trainer:
         self.prepared.report_skipped()
 
 
-def build_model(config: PretrainConfig, channels: int, world: World) -> MaskedImageModel:
+def build_model(config: PretrainConfig, world: World) -> MaskedImageModel:
     """The model of a run on its device, initialised from the seed; checks that its encoder can be exported.
 
     Raises:
         TrainError: the encoder is unknown, or its strides do not fit the patch size.
     """
+    channels = config.channels
     torch.manual_seed(config.seed)
     try:
         settings = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+        full = full_model(config.encoder, channels, 1)
         encoder = create_encoder(config.encoder, channels, **settings)
-        name_map(encoder, full_model(config.encoder, channels, 1))
+        name_map(encoder, full)
         torch.manual_seed(config.seed)
         model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels)
     except TrainError:

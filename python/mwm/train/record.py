@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -43,7 +44,8 @@ def check_folder(config: PretrainConfig) -> bool:
     if not (run / "config.yaml").is_file():
         return False
     stored = PretrainConfig.from_yaml(run / "config.yaml", out=config.out, resume=True, overwrite=False)
-    differ = [name for name in stored.to_dict() if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)]
+    differ = [name for name in stored.to_dict() if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)
+              and not (name == "channels" and config.channels is None)]
     if differ:
         name = differ[0]
         more = f" (and {', '.join(differ[1:])})" if differ[1:] else ""
@@ -83,16 +85,15 @@ def read_resolved(run: Path) -> dict[str, Any]:
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
     """What must be the same for a run to continue bit for bit."""
+    import numpy
     import timm
     import torchvision
-
-    import numpy
 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = platform.processor() or platform.machine()
-    return {"mwm": mwm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__,
+        name = _cpu_name()
+    return {"mwm": mwm.__version__, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "timm": timm.__version__,
             "numpy": numpy.__version__, "python": platform.python_version(), "device": f"{device.type} ({name})",
             "threads": torch.get_num_threads(), "world_size": world_size}
 
@@ -133,6 +134,14 @@ def file_size(path: str | Path) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -1,0 +1,210 @@
+"""Everything that is found out before the first step: images, statistics, regions, the policy. Writes nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mwm import masking
+from mwm.data import DataError, JointTransform, PretrainDataset, ReadSettings, Record, read_list
+from mwm.train.checkpoint import write_text
+from mwm.train.config import PretrainConfig, TrainError
+from mwm.train.export import Preprocessing
+from mwm.train.loader import joint_batch
+from mwm.train.record import check_folder, file_size, list_hash, read_resolved
+from mwm.train.survey import Survey, survey
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works on.
+
+    Attributes:
+        config: the settings, with the regions that a prompt led to.
+        continues: whether a run of this folder goes on.
+        records: readable images, in the order of the list.
+        preprocessing: how they are fed.
+        policy: draws the masks, the share of empty regions set.
+        batch: images of a joint batch.
+        image_list: hash of the list.
+        localizer: fingerprint of the localizer, where there was a prompt.
+        skipped: (relative name, reason) of the files left out.
+        resolved: the section of that name in config.yaml.
+    """
+
+    config: PretrainConfig
+    continues: bool
+    records: list[Record]
+    preprocessing: Preprocessing
+    policy: masking.Policy
+    batch: int
+    image_list: str
+    localizer: str | None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    def source(self) -> PretrainDataset:
+        """The images and regions, not augmented."""
+        return open_source(self.config, self.records)
+
+    def transform(self) -> JointTransform:
+        """Crop and flip of a view."""
+        return JointTransform(self.config.size, crop_scale=self.config.crop_scale, flip=self.config.flip)
+
+    def samples(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first images, not augmented: images [n, C, H, W] in [0, 1], regions [n, H, W], ids [n]."""
+        source = self.source()
+        picked = [source[i] for i in range(min(count, len(self.records)))]
+        return (torch.stack([s["image"] for s in picked]), torch.stack([s["region"] for s in picked]),
+                torch.tensor([int(s["id"]) for s in picked], dtype=torch.int64))
+
+    def write_skipped(self, run: Path) -> None:
+        """skipped.csv: file, reason."""
+        if self.skipped:
+            buffer = io.StringIO()
+            csv.writer(buffer, lineterminator="\n").writerows([("file", "reason"), *self.skipped])
+            write_text(run / "skipped.csv", buffer.getvalue())
+
+    def report_skipped(self) -> None:
+        """Say at the end what was left out."""
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} unreadable files; they are listed in skipped.csv.")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of a run before any but one is read.
+
+    Attributes:
+        config: the settings, with the channels of the images.
+        continues: whether a run of this folder goes on.
+        records: the images, in the order of the list.
+        stored: the section `resolved` of the run that goes on; else empty.
+    """
+
+    config: PretrainConfig
+    continues: bool
+    records: list[Record]
+    stored: dict[str, Any]
+
+
+def list_images(config: PretrainConfig) -> Listed:
+    """Look at the folder of the run and at the list of images; quick, so that a wrong setting is told at once.
+
+    Raises:
+        TrainError: the folder cannot be used, or the run in it has other settings.
+        DataError: there are no images.
+    """
+    continues = check_folder(config)
+    records = list(read_list(config.images, split=config.split))
+    create_policy(config)  # refuses shares that do not go together
+    if continues:
+        before = PretrainConfig.from_yaml(Path(config.out) / "config.yaml")
+        return Listed(config.replace(regions=before.regions, channels=before.channels), True, records, read_resolved(Path(config.out)))
+    return Listed(config.replace(channels=config.channels or _channels(config, records)), False, records, {})
+
+
+def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, world_size: int) -> Prepared:
+    """Localize where there is a prompt, and read every image once.
+
+    Args:
+        listed: the images.
+        localize: as in `pretrain`.
+        world_size: number of processes.
+
+    Raises:
+        TrainError: the run cannot start; the folder `config.out` is as before.
+    """
+    config, records = listed.config, listed.records
+    joint_batch(len(records), config.batch_size, world_size)
+    if listed.stored:
+        return _continued(config, records, listed.stored, world_size)
+    localizer = None
+    if config.masks_regions and config.regions is None:
+        if localize is None:
+            raise TrainError("pretrain: regions must be given where no localizer is, got a prompt alone. Make them with `mwm localize`, then pass --regions.")
+        found = localize(config)
+        regions, localizer = found if isinstance(found, tuple) else (found, None)
+        config = config.replace(regions=str(regions))
+    policy = create_policy(config)
+    seen = survey(open_source(config, records), policy, config.grid, unreadable=DataError, workers=config.workers, strict=config.strict,
+                  progress=config.progress, names=[r.name for r in records])
+    skipped = [(records[i], reason) for i, reason in seen.skipped]
+    records = [records[i] for i in seen.kept]
+    policy = _complete(config, policy, seen, records)
+    preprocessing = Preprocessing(config.size, config.channels, seen.mean, seen.std, _plain(asdict(read_settings(config))))
+    image_list = list_hash((r.id, file_size(r.path)) for r in records)
+    resolved = {"images": len(records), "image_list": image_list, "localizer": localizer, "mean": list(seen.mean), "std": list(seen.std),
+                "read": preprocessing.read, "policy": policy.to_dict(), "skipped": [r.id for r, _ in skipped]}
+    return Prepared(config, False, records, preprocessing, policy, joint_batch(len(records), config.batch_size, world_size), image_list, localizer,
+                    [(r.name, reason) for r, reason in skipped], resolved)
+
+
+def create_policy(config: PretrainConfig) -> masking.Policy:
+    """The masking policy of a configuration; of images with an empty region it knows nothing yet."""
+    if not config.masks_regions:
+        return masking.create_policy("uniform", mask_ratio=0.6 if config.mask_ratio is None else config.mask_ratio)
+    shares = {"overall": config.mask_ratio, "high": config.high, "low": config.low}
+    region = masking.create_policy("region", **{k: v for k, v in shares.items() if v is not None}, min_cover=config.min_cover, empty=config.empty)
+    return masking.create_policy("uniform", match=region) if config.mask == "matched" else region
+
+
+def read_settings(config: PretrainConfig) -> ReadSettings:
+    """How the images of a configuration are read."""
+    return ReadSettings(**{"intensity": config.intensity, "size": config.size, **config.read})
+
+
+def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
+    """Images and regions, read and resized, not augmented."""
+    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, None)
+
+
+def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int) -> Prepared:
+    """The same, from what the run wrote down when it began."""
+    left_out = set(stored["skipped"])
+    skipped, records = [r for r in records if r.id in left_out], [r for r in records if r.id not in left_out]
+    image_list = list_hash((r.id, file_size(r.path)) for r in records)
+    if image_list != stored["image_list"]:
+        raise TrainError(f"pretrain: the images are not those the run began with ({len(records)} now, {stored['images']} then, or files changed). Restore "
+                         "them, or choose another --out.")
+    preprocessing = Preprocessing(config.size, config.channels, tuple(stored["mean"]), tuple(stored["std"]), stored["read"])
+    return Prepared(config, True, records, preprocessing, masking.policy_from_dict(stored["policy"]),
+                    joint_batch(len(records), config.batch_size, world_size), image_list, stored["localizer"],
+                    [(r.name, "unreadable when the run began") for r in skipped], stored)
+
+
+def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, records: list[Record]) -> masking.Policy:
+    """Set the share of empty regions, once and for all, and print what the masks will be."""
+    if seen.regions is None:
+        print(f"hidden:  {policy.hidden_share(torch.zeros((1, *config.grid), dtype=torch.bool)).item():.1%} of the patches, uniformly; grid "
+              f"{config.grid[0]}x{config.grid[1]}")
+        return policy
+    policy = policy.with_empty_share(policy.mean_share(seen.regions.inside))
+    statistics = masking.region_statistics(seen.regions, policy, grid=config.grid, ids=torch.tensor([r.id for r in records]), seed=config.seed)
+    print(masking.format_statistics(statistics))
+    return policy
+
+
+def _channels(config: PretrainConfig, records: list[Record]) -> int:
+    """Channels of the first image that can be read."""
+    source = PretrainDataset(records, read_settings(config), None, None)
+    for index in range(len(records)):
+        try:
+            return source[index]["image"].shape[0]
+        except DataError:
+            continue
+    raise TrainError(f"pretrain: images must hold at least one readable file, got {len(records)} unreadable ones. Look at the files.")
+
+
+def _plain(values: Any) -> Any:
+    """Tuples as lists, so that YAML and JSON give back what was written."""
+    if isinstance(values, dict):
+        return {key: _plain(value) for key, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, (list, tuple)) else values
