@@ -34,7 +34,9 @@ def sampling_grid(n: int, flip: Tensor, generator: torch.Generator) -> Tensor:
     theta = torch.stack([torch.stack([cos * scale_x, (-sin + shear) * scale_y, u(-0.18, 0.18)], 1),
                          torch.stack([sin * scale_x, cos * scale_y, u(-0.18, 0.18)], 1)], 1)
     still = uniform(n, 0, 1, generator) < 0.1
-    theta = torch.where(still[:, :, 0], torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), theta)
+    straight = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).repeat(n, 1, 1)
+    straight[:, 0, 0] -= 2 * flip.float()
+    theta = torch.where(still[:, :, 0], straight, theta)
     grid = F.affine_grid(theta, (n, 1, SIZE, SIZE), align_corners=False)
     bend = smooth_noise(n, 5, generator, 2).permute(0, 2, 3, 1) * uniform(n, 0, 0.035, generator)
     return grid + bend

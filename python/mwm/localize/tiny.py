@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mwm.localize.protocol import check_images, default_device
+from mwm.localize.protocol import UnsupportedImage, check_images, default_device
 from mwm.localize.tiny_model import MODALITIES, TinyModel, normalise, prompt_ids
 from mwm.localize.tiny_text import OTHERS, STRUCTURES, parse_prompt, vocabulary_text
 
@@ -36,8 +36,9 @@ class TinyLocalizer:
         device: Where it runs; the first CUDA device where there is one, else the CPU.
 
     Raises:
-        ValueError: from a call: a prompt outside the vocabulary (`TinyLocalizer.vocabulary()`), or an image that is none of
-            brain MRI, chest X-ray and chest CT. The sentence names the localizers without that limit.
+        ValueError: from a call: a prompt outside the vocabulary (`TinyLocalizer.vocabulary()`).
+        UnsupportedImage: from a call: an image that is none of brain MRI, chest X-ray and chest CT. Both sentences name the
+            localizers without that limit.
     """
 
     name = "tiny"
@@ -107,7 +108,7 @@ class TinyLocalizer:
         """How far the image can show the structure, in [0, 1]; refuses images of no known modality."""
         chances = torch.softmax(modality.float(), 0)
         if self._is_other(image, chances):
-            raise ValueError(f"tiny: images must be brain MRI, chest X-ray or chest CT, got something else at index {index} of the batch. {OTHERS}")
+            raise UnsupportedImage(f"tiny: images must be brain MRI, chest X-ray or chest CT, got something else at index {index} of the batch. {OTHERS}")
         known = chances[:3] / chances[:3].sum()
         shows = float(known[1] + known[2]) if "lung" in STRUCTURES[structure][0] else float(known[0])
         return min(1.0, 2 * shows) ** 2
