@@ -62,24 +62,53 @@ struct Filters {
       P* to = out + tap * depth * width;
       for (int64_t begin = 0; begin < depth; begin += kBlock) {
         const int64_t end = least(begin + kBlock, depth);
-        if (pair == 1 && groups.joined == 1 && output_step == 1) {
-          for (int64_t p = begin; p < end; ++p) {
-            for (int64_t lane = 0; lane < lanes; ++lane) to[p * width + lane] = panel_value<P>(at[p * input_step + first + lane]);
-            for (int64_t lane = lanes; lane < width; ++lane) to[p * width + lane] = P{};
-          }
-          continue;
-        }
-        for (int64_t lane = 0; lane < width; ++lane) {
-          const int64_t output = first + lane;
-          P* column = to + lane * pair;
-          for (int64_t p = begin; p < end; ++p) {
-            P value{};
-            if (lane < lanes && output / groups.outputs_each == p / groups.inputs_each)
-              value = panel_value<P>(at[output / groups.outputs_each * group_step + output % groups.outputs_each * output_step +
-                                        p % groups.inputs_each * input_step]);
-            column[(p / pair) * width * pair + p % pair] = value;
-          }
-        }
+        if (groups.joined > 1) pack_joined<E>(at, first, lanes, width, pair, begin, end, to);
+        else if (output_step == 1 && pair == 1) pack_rows<E, 1>(at + first, lanes, width, begin, end, to);
+        else if (output_step == 1) pack_rows<E, 2>(at + first, lanes, width, begin, end, to);
+        else if (pair == 1) pack_columns<E, 1>(at + first * output_step, lanes, width, begin, end, to);
+        else pack_columns<E, 2>(at + first * output_step, lanes, width, begin, end, to);
+      }
+    }
+  }
+
+  // Outputs lie side by side in the weight.
+  template <class E, int kPair, class P>
+  void pack_rows(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+    for (int64_t p = begin; p < end; p += kPair) {
+      const E *first = at + p * input_step, *second = first + (kPair - 1) * input_step;
+      P* row = to + p * width;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        row[kPair * lane] = panel_value<P>(first[lane]);
+        if (kPair == 2) row[kPair * lane + 1] = panel_value<P>(second[lane]);
+      }
+      for (int64_t i = kPair * lanes; i < kPair * width; ++i) row[i] = P{};
+    }
+  }
+
+  // Outputs lie apart: column by column of a block that stays in the first-level cache.
+  template <class E, int kPair, class P>
+  void pack_columns(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+    for (int64_t lane = 0; lane < width; ++lane) {
+      const E* from = at + lane * output_step;
+      P* column = to + begin * width + lane * kPair;
+      const bool real = lane < lanes;
+      for (int64_t p = begin; p < end; p += kPair, column += kPair * width) {
+        column[0] = real ? panel_value<P>(from[p * input_step]) : P{};
+        if (kPair == 2) column[1] = real ? panel_value<P>(from[(p + 1) * input_step]) : P{};
+      }
+    }
+  }
+
+  // Zero off the diagonal of joined groups.
+  template <class E, class P>
+  void pack_joined(const E* at, int64_t first, int64_t lanes, int64_t width, int64_t pair, int64_t begin, int64_t end, P* to) const {
+    for (int64_t lane = 0; lane < width; ++lane) {
+      const int64_t output = first + lane, group = output / groups.outputs_each;
+      const E* from = at + group * group_step + output % groups.outputs_each * output_step;
+      for (int64_t p = begin; p < end; ++p) {
+        P value{};
+        if (lane < lanes && group == p / groups.inputs_each) value = panel_value<P>(from[p % groups.inputs_each * input_step]);
+        to[(p / pair * width + lane) * pair + p % pair] = value;
       }
     }
   }

@@ -71,6 +71,15 @@ inline void gather(const E* x, int64_t channels, const int64_t* rows, int64_t co
       for (int64_t lane = 2 * lanes; lane < 2 * width; ++lane) out[lane] = P{};
     }
   } else {
+    if constexpr (sizeof(E) == sizeof(P)) {
+      if (lanes % kLanes<P> == 0 && lanes == width) {
+        for (int64_t i = 0; i < count; ++i, out += width) {
+          const P* from = reinterpret_cast<const P*>(x) + rows[i] * channels + offset;
+          for (int64_t lane = 0; lane < width; lane += kLanes<P>) store(out + lane, load(from + lane));
+        }
+        return;
+      }
+    }
     for (int64_t i = 0; i < count; ++i, out += width) {
       const E* from = x + rows[i] * channels + offset;
       for (int64_t lane = 0; lane < lanes; ++lane) out[lane] = widen(from[lane]);
@@ -79,7 +88,7 @@ inline void gather(const E* x, int64_t channels, const int64_t* rows, int64_t co
   }
 }
 
-// The place of filter elements: strides of [split][output][input][kh][kw].
+// The place of filter elements: strides of [split][output][input][kh][kw]; partial sums lie as in a channels-last filter.
 struct Place {
   void* data;
   int64_t split, output, input, tap_h, tap_w;
@@ -151,17 +160,34 @@ struct OuterProduct {
         std::memmove(sources, sources + taken, static_cast<size_t>(count) * sizeof *sources);
       }
     }
+    const int64_t other_step = vectors_on_x ? place.output : place.input, vector_step = vectors_on_x ? place.input : place.output;
+    const int64_t corner = split * place.split + group * groups.outputs() * place.output + tap / window.kernel_w * place.tap_h +
+                           tap % window.kernel_w * place.tap_w;
+    if (groups.joined == 1) {
+      const int64_t at = corner + first_other * other_step + first_vector * vector_step;
+      if (to_sums) write(static_cast<T*>(place.data) + at, range, lanes, width, other_step, vector_step, sums);
+      else write(static_cast<E*>(place.data) + at, range, lanes, width, other_step, vector_step, sums);
+      return;
+    }
     for (int64_t r = 0; r < range; ++r)
       for (int64_t lane = 0; lane < lanes; ++lane)
-        put(split, group, tap, vectors_on_x ? first_other + r : first_vector + lane, vectors_on_x ? first_vector + lane : first_other + r,
+        put(corner, vectors_on_x ? first_other + r : first_vector + lane, vectors_on_x ? first_vector + lane : first_other + r,
             sums[r * width + lane]);
   }
 
-  void put(int64_t split, int64_t group, int64_t tap, int64_t output, int64_t input, T value) const {
-    const int64_t inner = output / groups.outputs_each;
-    if (inner != input / groups.inputs_each) return;  // outside of the diagonal of joined groups
-    const int64_t at = split * place.split + (group * groups.outputs() + output) * place.output + input % groups.inputs_each * place.input +
-                       tap / window.kernel_w * place.tap_h + tap % window.kernel_w * place.tap_w;
+  template <class Out>
+  static void write(Out* out, int64_t range, int64_t lanes, int64_t width, int64_t other_step, int64_t vector_step, const T* sums) {
+    for (int64_t r = 0; r < range; ++r, out += other_step, sums += width) {
+      if (vector_step == 1)
+        for (int64_t lane = 0; lane < lanes; ++lane) out[lane] = narrow<Out>(sums[lane]);
+      else
+        for (int64_t lane = 0; lane < lanes; ++lane) out[lane * vector_step] = narrow<Out>(sums[lane]);
+    }
+  }
+
+  void put(int64_t corner, int64_t output, int64_t input, T value) const {
+    if (output / groups.outputs_each != input / groups.inputs_each) return;  // outside of the diagonal of joined groups
+    const int64_t at = corner + output * place.output + input % groups.inputs_each * place.input;
     if (to_sums) static_cast<T*>(place.data)[at] = value;
     else static_cast<E*>(place.data)[at] = narrow<E>(value);
   }
@@ -174,7 +200,7 @@ void weight_gradient(const View& grad, const View& x, const Neighbours& plan, co
   const Groups groups(window.groups, out.shape[1], out.shape[0] / window.groups);
   const int64_t splits = sums.shape[0], count = out.shape[0] * out.shape[1] * window.taps();
   const bool to_sums = splits > 1;
-  const Place place = to_sums ? Place{sums.data, count, out.shape[1] * window.taps(), window.taps(), window.kernel_w, 1}
+  const Place place = to_sums ? Place{sums.data, count, out.shape[1] * window.taps(), 1, window.kernel_w * out.shape[1], out.shape[1]}
                               : Place{out.data, 0, out.strides[0], out.strides[1], out.strides[2], out.strides[3]};
   const bool vectors_on_x = groups.inputs() >= kLanes<T> || groups.inputs() >= groups.outputs();
   const OuterProduct<kDot, E, P, T> product{grad, x, plan, groups, window, vectors_on_x, splits, place, to_sums};
@@ -185,7 +211,7 @@ void weight_gradient(const View& grad, const View& x, const Neighbours& plan, co
     for (int64_t i = begin; i < end; ++i) {
       T total{};
       for (int64_t split = 0; split < splits; ++split) total += pointer<T>(sums)[split * count + i];
-      const int64_t tap = i % taps, input = i / taps % inputs, output = i / taps / inputs;
+      const int64_t input = i % inputs, tap = i / inputs % taps, output = i / inputs / taps;
       pointer<E>(out)[output * out.strides[0] + input * out.strides[1] + tap / window.kernel_w * out.strides[2] + tap % window.kernel_w * out.strides[3]] =
           narrow<E>(total);
     }
