@@ -102,7 +102,7 @@ def test_an_existing_run_is_kept_unless_overwrite_is_said(settings: dict[str, An
     before = _files(run)
     with pytest.raises(TrainError, match="holds a run already. Continue it with --resume, replace it with --overwrite"):
         pretrain(PretrainConfig(**short))
-    with pytest.raises(TrainError):  # refused before anything is removed
+    with pytest.raises(ValueError, match="absent"):  # refused before anything is removed
         pretrain(PretrainConfig(**{**short, "images": "absent", "overwrite": True}))
     assert _files(run) == before
     pretrain(PretrainConfig(**{**short, "overwrite": True, "seed": 4}))

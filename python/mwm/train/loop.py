@@ -94,9 +94,12 @@ class _Trainer:
             self._train()
             if self.world.is_main:
                 self._finish()
-        except TrainError:
-            raise
         except ValueError as error:
+            if self.world.is_main:
+                with contextlib.suppress(TrainError):
+                    self._write_facts("stopped")
+            if isinstance(error, TrainError):
+                raise
             raise TrainError(f"pretrain: {one_sentence(error)} What was written before is whole; go on with --resume.") from error
         finally:
             if self.logs is not None:
@@ -183,8 +186,9 @@ class _Trainer:
             return True
         if not config.checkpoint_minutes:
             return False
-        late = time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
-        return distributed.broadcast_object(late, self.world) if self.world.size > 1 else late
+        if self.world.size > 1 and self.step % config.log_every:
+            return False
+        return distributed.broadcast_object(time.monotonic() - saved_at >= 60 * config.checkpoint_minutes, self.world)
 
     def _save(self) -> None:
         self._flush((time.monotonic(), self.step)) if self.pending else None

@@ -138,11 +138,11 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
                   progress=config.progress, names=[r.name for r in records])
     skipped = [(records[i], reason) for i, reason in seen.skipped]
     records = [records[i] for i in seen.kept]
-    policy = _complete(config, policy, seen, records)
+    policy, statistics = _complete(config, policy, seen, records)
     preprocessing = Preprocessing(config.size, config.channels, seen.mean, seen.std, _plain(asdict(read_settings(config))))
     image_list = list_hash((r.id, file_size(r.path)) for r in records)
     resolved = {"images": len(records), "image_list": image_list, "localizer": localizer, "mean": list(seen.mean), "std": list(seen.std),
-                "read": preprocessing.read, "policy": policy.to_dict(), "skipped": [r.id for r, _ in skipped]}
+                "read": preprocessing.read, "policy": policy.to_dict(), "masks": statistics, "skipped": [r.id for r, _ in skipped]}
     return Prepared(config, False, records, preprocessing, policy, joint_batch(len(records), config.batch_size, world_size), image_list, localizer,
                     [(r.name, reason) for r, reason in skipped], resolved)
 
@@ -180,16 +180,16 @@ def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, 
                     [(r.name, "unreadable when the run began") for r in skipped], stored)
 
 
-def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, records: list[Record]) -> masking.Policy:
+def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, records: list[Record]) -> tuple[masking.Policy, dict[str, Any]]:
     """Set the share of empty regions, once and for all, and print what the masks will be."""
     if seen.regions is None:
-        print(f"hidden:  {policy.hidden_share(torch.zeros((1, *config.grid), dtype=torch.bool)).item():.1%} of the patches, uniformly; grid "
-              f"{config.grid[0]}x{config.grid[1]}")
-        return policy
+        share = policy.hidden_share(torch.zeros((1, *config.grid), dtype=torch.bool)).item()
+        print(f"hidden:  {share:.1%} of the patches, uniformly; grid {config.grid[0]}x{config.grid[1]}")
+        return policy, {"hidden": share}
     policy = policy.with_empty_share(policy.mean_share(seen.regions.inside))
     statistics = masking.region_statistics(seen.regions, policy, grid=config.grid, ids=torch.tensor([r.id for r in records]), seed=config.seed)
     print(masking.format_statistics(statistics))
-    return policy
+    return policy, _plain(asdict(statistics))
 
 
 def _channels(config: PretrainConfig, records: list[Record]) -> int:
