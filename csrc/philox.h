@@ -84,5 +84,29 @@ inline void philox16(const uint32_t* c0, uint32_t c1, uint32_t c2, const uint32_
   }
 }
 
+// Counter of each lane in philox_words: with this order the words come out in sequence from unpacking inside 128-bit lanes.
+inline int philox_counter_of_lane(int lane) { return lane % 4 * 4 + lane / 4; }
+
+// words[4 * i + w] = word w of the counter (first + i, c1, c2, tail) for i in [0, 16). Where `last_tail` differs from tail, the last
+// counter is (0, c1, c2, last_tail) instead: a second stream for free, when there is room.
+inline void philox_words(uint32_t first, uint32_t c1, uint32_t c2, uint32_t tail, uint32_t last_tail, uint64_t key, uint32_t* words) {
+  alignas(64) uint32_t c0[kPhiloxLanes], c3[kPhiloxLanes], out[4][kPhiloxLanes];
+  for (int lane = 0; lane < kPhiloxLanes; ++lane) c0[lane] = first + static_cast<uint32_t>(philox_counter_of_lane(lane)), c3[lane] = tail;
+  if (last_tail != tail) c0[kPhiloxLanes - 1] = 0, c3[kPhiloxLanes - 1] = last_tail;
+  philox16(c0, c1, c2, c3, key, out);
+#if defined(__AVX512F__)
+  const __m512i a = philox_load(out[0]), b = philox_load(out[1]), c = philox_load(out[2]), d = philox_load(out[3]);
+  const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+  const __m512i ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
+  philox_store(words, _mm512_unpacklo_epi64(ab, cd));
+  philox_store(words + 16, _mm512_unpackhi_epi64(ab, cd));
+  philox_store(words + 32, _mm512_unpacklo_epi64(ab2, cd2));
+  philox_store(words + 48, _mm512_unpackhi_epi64(ab2, cd2));
+#else
+  for (int lane = 0; lane < kPhiloxLanes; ++lane)
+    for (int w = 0; w < 4; ++w) words[4 * philox_counter_of_lane(lane) + w] = out[w][lane];
+#endif
+}
+
 }  // namespace
 }  // namespace mwm

@@ -49,8 +49,9 @@ template <> struct Wide<double> { using type = double; };
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-inline float widen(BFloat16 x) { return bit_copy<float>(static_cast<uint32_t>(x.bits) << 16); }
-inline float widen(Half x) {
+// By reference: GCC vectorises a load of x.bits, but not the copy of a struct.
+inline float widen(const BFloat16& x) { return bit_copy<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float widen(const Half& x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
   // A shift moves exponent and mantissa into place; the product rebiases the exponent and makes subnormals normal.
   const float scaled = bit_copy<float>(magnitude << 13) * 0x1p112f;
@@ -78,6 +79,12 @@ template <> inline Half narrow<Half>(float x) {
   if (x != x) result = 0x7e00u;
   return {static_cast<uint16_t>(result | sign)};
 }
+
+// to = narrow(x), in a form that vectorises for the struct types too.
+inline void put(float& to, float x) { to = x; }
+inline void put(double& to, double x) { to = x; }
+inline void put(BFloat16& to, float x) { to.bits = narrow<BFloat16>(x).bits; }
+inline void put(Half& to, float x) { to.bits = narrow<Half>(x).bits; }
 
 // Calls function(T{}) for the float type of a view.
 template <class Function>

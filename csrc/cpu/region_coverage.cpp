@@ -27,39 +27,45 @@ inline bool is_nan(double x) { return x != x; }
 inline bool is_nan(uint8_t) { return false; }
 inline uint8_t widen(uint8_t x) { return x; }
 
-constexpr int64_t kChunk = 1 << 16;  // 255 * 2^16 fits int32
+constexpr int64_t kBlock = 512;
+constexpr int64_t kMaxRows = 1 << 23;  // 255 * 2^23 fits int32
 
-// Sum of one row of a patch; the step is a template argument so that the usual case is a plain vector loop.
+// Adds one line of quantised pixels to the column sums. The step is a template argument so that the usual case is a plain vector loop.
 template <bool kDense, class T>
-int64_t sum_row(const T* from, int64_t count, int64_t step, int32_t& nan) {
-  int64_t total = 0;
-  for (int64_t first = 0; first < count; first += kChunk) {
-    const int64_t last = least(first + kChunk, count);
-    int32_t sum = 0, bad = 0;
-    for (int64_t j = first; j < last; ++j) {
-      const auto value = widen(from[kDense ? j : j * step]);
-      sum += quantise(value);
-      bad |= is_nan(value) ? 1 : 0;
-    }
-    total += sum;
-    nan |= bad;
+__attribute__((noinline)) int32_t add_line(const T* __restrict from, int64_t count, int64_t step, int32_t* __restrict sums) {
+  int32_t nan = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const auto value = widen(from[kDense ? j : j * step]);
+    sums[j] += quantise(value);
+    nan |= is_nan(value) ? 1 : 0;
   }
-  return total;
+  return nan;
 }
 
+// Strips are rows of patches. Column sums are kept over the rows of a strip, so that no line needs a reduction.
 template <class T>
 void sum_strips(const View& region, const View& cover, int64_t begin, int64_t end, int32_t* has_nan) {
-  const int64_t rows = cover.shape[1], columns = cover.shape[2];
-  const int64_t edge_h = region.shape[1] / rows, edge_w = region.shape[2] / columns;
+  const int64_t rows = cover.shape[1], columns = cover.shape[2], width = region.shape[2];
+  const int64_t edge_h = region.shape[1] / rows, edge_w = width / columns, step = region.strides[2];
   int32_t nan = 0;
   for (int64_t strip = begin; strip < end; ++strip) {
-    const T* from = pointer<T>(region) + strip / rows * region.strides[0] + strip % rows * edge_h * region.strides[1];
+    const T* top = pointer<T>(region) + strip / rows * region.strides[0] + strip % rows * edge_h * region.strides[1];
     int64_t* to = pointer<int64_t>(cover) + strip * columns;
     for (int64_t c = 0; c < columns; ++c) to[c] = 0;
-    for (int64_t i = 0; i < edge_h; ++i, from += region.strides[1]) {
-      for (int64_t c = 0; c < columns; ++c) {
-        const T* piece = from + c * edge_w * region.strides[2];
-        to[c] += region.strides[2] == 1 ? sum_row<true>(piece, edge_w, 1, nan) : sum_row<false>(piece, edge_w, region.strides[2], nan);
+    for (int64_t first = 0; first < width; first += kBlock) {
+      const int64_t count = least(kBlock, width - first);
+      for (int64_t row = 0; row < edge_h; row += kMaxRows) {
+        int32_t sums[kBlock] = {};
+        for (int64_t i = row; i < least(row + kMaxRows, edge_h); ++i) {
+          const T* line = top + i * region.strides[1] + first * step;
+          nan |= step == 1 ? add_line<true>(line, count, 1, sums) : add_line<false>(line, count, step, sums);
+        }
+        for (int64_t j = 0; j < count;) {
+          const int64_t patch = (first + j) / edge_w, last = least((patch + 1) * edge_w - first, count);
+          int64_t total = 0;
+          for (; j < last; ++j) total += sums[j];
+          to[patch] += total;
+        }
       }
     }
   }

@@ -19,16 +19,11 @@ struct Counter {
   uint32_t id, epoch, tail;
 };
 
-// words[0 ... count) of a stream, count rounded up to 64 by the caller's buffer.
+// words[0 ... count) of a stream; the buffer holds count rounded up to 64.
 void fill_words(const Counter& counter, uint32_t stream, int64_t count, uint32_t* words) {
-  uint32_t c0[kPhiloxLanes], c3[kPhiloxLanes], out[4][kPhiloxLanes];
-  for (uint32_t& word : c3) word = (stream << 16) | counter.tail;
-  for (int64_t block = 0; block * 64 < count; ++block) {
-    for (int i = 0; i < kPhiloxLanes; ++i) c0[i] = static_cast<uint32_t>(block * kPhiloxLanes + i);
-    philox16(c0, counter.id, counter.epoch, c3, counter.key, out);
-    for (int i = 0; i < kPhiloxLanes; ++i)
-      for (int w = 0; w < 4; ++w) words[block * 64 + 4 * i + w] = out[w][i];
-  }
+  const uint32_t tail = (stream << 16) | counter.tail;
+  for (int64_t block = 0; block * 64 < count; ++block)
+    philox_words(static_cast<uint32_t>(block * kPhiloxLanes), counter.id, counter.epoch, tail, tail, counter.key, words + block * 64);
 }
 
 template <class Key>
@@ -76,24 +71,23 @@ template <class Key>
 struct Room {
   int64_t patches, strata;
   uint32_t *words, *more, *chance;
-  Key* keys;
+  Key *keys, *race;
   int32_t* place;
   uint8_t* hide;
-  int64_t* sizes;
   void* heap;
   alignas(64) char stack[kSmall * 32];
 
   Room(int64_t patches_, int64_t strata_) : patches(patches_), strata(strata_), heap(nullptr) {
     const int64_t padded = (patches + 63) / 64 * 64 + 64, kinds = (strata + 63) / 64 * 64 + 64;
-    const int64_t bytes = padded * static_cast<int64_t>(8 + sizeof(Key) + 4 + 1) + kinds * 12 + 8 * 64;
+    const int64_t bytes = padded * static_cast<int64_t>(8 + 2 * sizeof(Key) + 4 + 1) + kinds * 4 + 8 * 64;
     char* next = stack;
     if (bytes > static_cast<int64_t>(sizeof stack)) {
       heap = __builtin_malloc(static_cast<size_t>(bytes));
       if (heap) next = static_cast<char*>(heap);
     }
     ok = heap != nullptr || bytes <= static_cast<int64_t>(sizeof stack);
-    sizes = take<int64_t>(next, kinds);
     keys = take<Key>(next, padded);
+    race = take<Key>(next, padded);
     words = take<uint32_t>(next, padded);
     more = take<uint32_t>(next, padded);
     chance = take<uint32_t>(next, kinds);
@@ -114,12 +108,10 @@ struct Room {
   bool ok;
 };
 
-template <class Key>
-Key patch_key(uint32_t word, uint32_t more, int64_t weight) {
-  if constexpr (sizeof(Key) == 4) return word;
+uint64_t race_key(uint32_t word, uint32_t more, int64_t weight) {
   if (weight == 0) return (uint64_t{1} << 62) + word;
   const uint64_t bits = (static_cast<uint64_t>(word) << 32) | more;
-  return static_cast<Key>((static_cast<uint64_t>(negative_log2(bits)) << 16) / static_cast<uint64_t>(weight));
+  return (static_cast<uint64_t>(negative_log2(bits)) << 16) / static_cast<uint64_t>(weight);
 }
 
 struct Problem {
@@ -129,6 +121,9 @@ struct Problem {
   uint32_t epoch, view;
   int64_t kinds;
 
+  Counter counter(int64_t b) const {
+    return {key, static_cast<uint32_t>(pointer<int64_t>(*ids)[b * ids->strides[0]]), epoch, view};
+  }
   int64_t amount(int64_t b, int64_t s) const {
     const int64_t* values = pointer<int64_t>(*amounts);
     return amounts->ndim == 1 ? values[s * amounts->strides[0]] : values[b * amounts->strides[0] + s * amounts->strides[1]];
@@ -148,64 +143,135 @@ struct Refusal {
   }
 };
 
+// Number to hide of a stratum of `size` patches, or the negated code of a refusal. `chance` is asked only for a fractional count.
+template <class Chance>
+int64_t count_hidden(const Problem& problem, int64_t b, int64_t s, int64_t size, const Chance& chance) {
+  const int64_t amount = problem.amount(b, s);
+  if (problem.exact) return amount < 0 || amount > size ? -3 : amount;
+  if (amount < 0 || amount > (int64_t{1} << 32)) return -4;
+  const int64_t product = size * amount, fraction = product & 0xffffffffll;
+  return (product >> 32) + (fraction != 0 && static_cast<int64_t>(chance(s)) < fraction);
+}
+
 template <class Stratum, class Key>
 void sample_image(const Problem& problem, int64_t b, Room<Key>& room, Refusal& refusal) {
   const int64_t patches = room.patches, kinds = problem.kinds, step = problem.strata->strides[1];
   const Stratum* stratum = pointer<Stratum>(*problem.strata) + b * problem.strata->strides[0];
   uint8_t* active = pointer<uint8_t>(*problem.active) + b * patches;
-  const int64_t id = pointer<int64_t>(*problem.ids)[b * problem.ids->strides[0]];
-  if (id < 0 || id > 0xffffffffll) return refusal.note(b, 1);
-  for (int64_t s = 0; s < kinds; ++s) room.sizes[s] = 0;
-  for (int64_t i = 0; i < patches; ++i) {
-    const int64_t s = static_cast<int64_t>(stratum[i * step]);
-    if (s < 0 || s >= kinds) return refusal.note(b, 2);
-    ++room.sizes[s];
-  }
-  const Counter counter{problem.key, static_cast<uint32_t>(id), problem.epoch, problem.view};
+  const Counter counter = problem.counter(b);
   fill_words(counter, kStreamKey, patches, room.words);
-  if (sizeof(Key) == 8) fill_words(counter, kStreamWeight, patches, room.more);
-  bool need_chance = !problem.exact;
-  for (int64_t s = 0; s < kinds; ++s) {
-    const int64_t size = room.sizes[s], amount = problem.amount(b, s);
-    int64_t hidden = amount;
-    if (problem.exact) {
-      if (amount < 0 || amount > size) return refusal.note(b, 3);
-    } else {
-      if (amount < 0 || amount > (int64_t{1} << 32)) return refusal.note(b, 4);
-      const int64_t product = size * amount;
-      hidden = product >> 32;
-      if ((product & 0xffffffffll) != 0) {
-        if (need_chance) fill_words(counter, kStreamRounding, kinds, room.chance);
-        need_chance = false;
-        hidden += static_cast<int64_t>(room.chance[s]) < (product & 0xffffffffll);
-      }
-    }
-    if (hidden == 0 || hidden == size) {
-      const uint8_t value = hidden == 0;
-      for (int64_t i = 0; i < patches; ++i) active[i] = static_cast<int64_t>(stratum[i * step]) == s ? value : active[i];
-      continue;
-    }
-    int64_t count = 0;
-    for (int64_t i = 0; i < patches; ++i) {
-      const int64_t weight = sizeof(Key) == 8 ? pointer<int64_t>(*problem.weights)[b * problem.weights->strides[0] + i * problem.weights->strides[1]] : 1;
-      room.keys[count] = patch_key<Key>(room.words[i], sizeof(Key) == 8 ? room.more[i] : 0, weight);
-      room.place[count] = static_cast<int32_t>(i);
-      count += static_cast<int64_t>(stratum[i * step]) == s;
-    }
-    for (int64_t i = count; i < (count + 15) / 16 * 16; ++i) room.keys[i] = 0;
-    mark_lowest(room.keys, count, hidden, room.hide);
-    for (int64_t i = 0; i < count; ++i) active[room.place[i]] = !room.hide[i];
+  if constexpr (sizeof(Key) == 8) {
+    fill_words(counter, kStreamWeight, patches, room.more);
+    const View& weights = *problem.weights;
+    const int64_t* weight = pointer<int64_t>(weights) + b * weights.strides[0];
+    for (int64_t i = 0; i < patches; ++i) room.race[i] = race_key(room.words[i], room.more[i], weight[i * weights.strides[1]]);
   }
+  bool drawn = false;
+  auto chance = [&](int64_t s) {
+    if (!drawn) fill_words(counter, kStreamRounding, kinds, room.chance);
+    drawn = true;
+    return room.chance[s];
+  };
+  int64_t seen = 0;
+  for (int64_t s = 0; s < kinds; ++s) {
+    int64_t size = 0;
+    for (int64_t i = 0; i < patches; ++i) {
+      if constexpr (sizeof(Key) == 8) room.keys[size] = room.race[i];
+      else room.keys[size] = room.words[i];
+      room.place[size] = static_cast<int32_t>(i);
+      size += static_cast<int64_t>(stratum[i * step]) == s;
+    }
+    seen += size;
+    const int64_t hidden = count_hidden(problem, b, s, size, chance);
+    if (hidden < 0) return refusal.note(b, static_cast<int>(-hidden));
+    if (hidden == 0 || hidden == size) std::memset(room.hide, hidden != 0, static_cast<size_t>(size));
+    else mark_lowest(room.keys, size, hidden, room.hide);
+    for (int64_t i = 0; i < size; ++i) active[room.place[i]] = !room.hide[i];
+  }
+  if (seen != patches) refusal.note(b, 2);
 }
+
+#if defined(__AVX512BW__)
+// The usual case (a grid of at most 60 patches, at most 4 strata, no weights) in registers. False: the general way must decide,
+// because something is to be refused or two equal words straddle a limit.
+template <class Stratum>
+bool sample_small(const Problem& problem, int64_t b, int64_t patches) {
+  const int64_t step = problem.strata->strides[1], kinds = problem.kinds;
+  const Stratum* stratum = pointer<Stratum>(*problem.strata) + b * problem.strata->strides[0];
+  alignas(64) int32_t strata[64];
+  alignas(64) uint32_t words[64], packed[80], ranks[80];
+  for (int& value : strata) value = -1;
+  int64_t outside = 0;
+  for (int64_t i = 0; i < patches; ++i) {
+    const int64_t value = static_cast<int64_t>(stratum[i * step]);
+    outside |= static_cast<uint64_t>(value) >= static_cast<uint64_t>(kinds);
+    strata[i] = static_cast<int32_t>(value);
+  }
+  if (outside) return false;
+  const Counter counter = problem.counter(b);
+  philox_words(0, counter.id, counter.epoch, (kStreamKey << 16) | counter.tail, (kStreamRounding << 16) | counter.tail, counter.key, words);
+  auto chance = [&](int64_t s) { return words[60 + s]; };
+  uint64_t active = ~uint64_t{0};
+  const __m512i one = _mm512_set1_epi32(1);
+  for (int64_t s = 0; s < kinds; ++s) {
+    __mmask16 member[4];
+    int base[5] = {};
+    uint64_t members = 0;
+    for (int q = 0; q < 4; ++q) {
+      member[q] = _mm512_cmpeq_epi32_mask(_mm512_load_si512(strata + 16 * q), _mm512_set1_epi32(static_cast<int>(s)));
+      members |= static_cast<uint64_t>(member[q]) << (16 * q);
+      _mm512_storeu_si512(packed + base[q], _mm512_maskz_compress_epi32(member[q], _mm512_load_si512(words + 16 * q)));
+      base[q + 1] = base[q] + __builtin_popcount(member[q]);
+    }
+    const int size = base[4];
+    const int64_t hidden = count_hidden(problem, b, s, size, chance);
+    if (hidden < 0) return false;
+    if (hidden == 0) continue;
+    if (hidden < size) {
+      const int vectors = (size + 15) / 16;
+      for (int q = 0; q < vectors; ++q) {
+        const __m512i keys = _mm512_load_si512(packed + 16 * q);
+        __m512i even = _mm512_setzero_si512(), odd = even;
+        int j = 0;
+        for (; j + 1 < size; j += 2) {
+          even = _mm512_mask_add_epi32(even, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j])), keys), even, one);
+          odd = _mm512_mask_add_epi32(odd, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j + 1])), keys), odd, one);
+        }
+        if (j < size) even = _mm512_mask_add_epi32(even, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j])), keys), even, one);
+        _mm512_store_si512(ranks + 16 * q, _mm512_add_epi32(even, odd));
+      }
+      const __m512i limit = _mm512_set1_epi32(static_cast<int>(hidden));
+      members = 0;
+      for (int q = 0; q < 4; ++q) {
+        const __m512i spread = _mm512_maskz_expand_epi32(member[q], _mm512_loadu_si512(ranks + base[q]));
+        members |= static_cast<uint64_t>(_mm512_mask_cmplt_epi32_mask(member[q], spread, limit)) << (16 * q);
+      }
+      if (__builtin_popcountll(members) != hidden) return false;
+    }
+    active &= ~members;
+  }
+  _mm512_mask_storeu_epi8(pointer<uint8_t>(*problem.active) + b * patches, (uint64_t{1} << patches) - 1, _mm512_maskz_set1_epi8(active, 1));
+  return true;
+}
+#else
+template <class Stratum>
+bool sample_small(const Problem&, int64_t, int64_t) { return false; }
+#endif
 
 template <class Stratum>
 void sample_all(const Problem& problem, int64_t batch, int64_t patches, int64_t threads, Refusal& refusal) {
   const int64_t grain = 4096 / (patches + 1) + 1;
   auto run = [&](auto key) {
     parallel_for(batch, grain, threads, [&](int64_t begin, int64_t end) {
-      Room<decltype(key)> room(patches, problem.kinds);
+      using Key = decltype(key);
+      Room<Key> room(patches, problem.kinds);
       if (!room.ok) return refusal.note(begin, 5);
-      for (int64_t b = begin; b < end; ++b) sample_image<Stratum>(problem, b, room, refusal);
+      const bool small = patches <= 60 && sizeof(Key) == 4 && problem.kinds <= 4;
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t id = pointer<int64_t>(*problem.ids)[b * problem.ids->strides[0]];
+        if (id < 0 || id > 0xffffffffll) refusal.note(b, 1);
+        else if (!small || !sample_small<Stratum>(problem, b, patches)) sample_image<Stratum>(problem, b, room, refusal);
+      }
     });
   };
   if (is_none(*problem.weights)) run(uint32_t{});
@@ -225,15 +291,13 @@ void random_words(const View& ids, int64_t seed, int64_t epoch, int64_t view, in
     if (id < 0 || id > 0xffffffffll) fail("random_words: ids must be integers in [0, 2**32), got %lld", static_cast<long long>(id));
   }
   parallel_for(batch, 4096 / (count + 1) + 1, threads, [&](int64_t begin, int64_t end) {
-    uint32_t c0[kPhiloxLanes], c3[kPhiloxLanes], words[4][kPhiloxLanes];
-    for (uint32_t& word : c3) word = (static_cast<uint32_t>(stream) << 16) | static_cast<uint32_t>(view);
+    const uint32_t tail = (static_cast<uint32_t>(stream) << 16) | static_cast<uint32_t>(view);
+    uint32_t words[64];
     for (int64_t b = begin; b < end; ++b) {
       const uint32_t id = static_cast<uint32_t>(pointer<int64_t>(ids)[b * ids.strides[0]]);
       for (int64_t first = 0; first < count; first += 64) {
-        for (int i = 0; i < kPhiloxLanes; ++i) c0[i] = static_cast<uint32_t>(first / 4 + i);
-        philox16(c0, id, static_cast<uint32_t>(epoch), c3, static_cast<uint64_t>(seed), words);
-        for (int64_t j = first; j < least(first + 64, count); ++j)
-          pointer<int64_t>(out)[b * count + j] = words[(j - first) % 4][(j - first) / 4];
+        philox_words(static_cast<uint32_t>(first / 4), id, static_cast<uint32_t>(epoch), tail, tail, static_cast<uint64_t>(seed), words);
+        for (int64_t j = first; j < least(first + 64, count); ++j) pointer<int64_t>(out)[b * count + j] = words[j - first];
       }
     }
   });

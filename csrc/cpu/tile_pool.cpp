@@ -89,7 +89,7 @@ void max_window(const Pool& p, const T* x, int64_t image, int64_t out_r, int64_t
       }
     }
   }
-  for (int64_t c = 0; c < width; ++c) out[c] = narrow<T>(best[c]), taps[c] = where[c];
+  for (int64_t c = 0; c < width; ++c) put(out[c], best[c]), taps[c] = where[c];
 }
 
 template <class T>
@@ -105,7 +105,7 @@ void average_window(const Pool& p, const T* x, int64_t image, int64_t out_r, int
     }
   }
   const W divisor = static_cast<W>(p.divide_by(out_r, out_c));
-  for (int64_t c = 0; c < width; ++c) out[c] = narrow<T>(sum[c] / divisor);
+  for (int64_t c = 0; c < width; ++c) put(out[c], sum[c] / divisor);
 }
 
 // Gradient of one input position: the windows that see it, in window order of their output positions.
@@ -132,7 +132,7 @@ void gather_gradient(const Pool& p, const T* grad, const int16_t* taps, int64_t 
       }
     }
   }
-  for (int64_t c = 0; c < width; ++c) out[c] = narrow<T>(sum[c]);
+  for (int64_t c = 0; c < width; ++c) put(out[c], sum[c]);
 }
 
 // Calls body(image, dense row, dense column, storage offset, channel, width) for every position and channel block of tiles [begin, end).
