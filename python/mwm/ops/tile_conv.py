@@ -110,7 +110,9 @@ def _implementation(
         return out.copy_(reference_conv.forward(x, weight, bias, active, geometry))
     # A view does not keep its tensor alive, so each has a name until the kernel returns.
     x, bias, workspace = _channels_last(x), None if bias is None else bias.contiguous(), _workspace(weight, geometry[7])
-    native.core().tile_conv_forward(
+    core = native.core()
+    kernel = core.depthwise_forward if _depthwise(weight, geometry[7]) else core.tile_conv_forward
+    kernel(
         native.view(x),
         native.view(weight),
         native.view(bias),
@@ -124,13 +126,19 @@ def _implementation(
     return out
 
 
+def _depthwise(weight: Tensor, groups: int) -> bool:
+    return weight.shape[0] == groups and weight.shape[1] == 1
+
+
 def _workspace(weight: Tensor, groups: int) -> Tensor:
-    """Room for the filters in panels of at most 64 channels, in either direction."""
+    """Room for the filters in panels of at most 64 channels, in either direction; depthwise tap by tap, and a row of zeros."""
     filters, channels, *kernel = weight.shape
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if _depthwise(weight, groups):
+        return torch.empty((kernel[0] * kernel[1] + 1) * filters, dtype=dtype)
     filters //= groups
     padded = max(channels * (filters + 63), filters * (channels + 63))
     joined = 16 // max(1, min(channels, filters, 16))
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return torch.empty(groups * joined * padded * kernel[0] * kernel[1], dtype=dtype)
 
 
@@ -174,7 +182,9 @@ def _input_implementation(
     if resolve("tile_conv", backend, grad) == "reference":
         return out.copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
     grad, workspace = _channels_last(grad), _workspace(weight, geometry[7])
-    native.core().tile_conv_grad_input(
+    core = native.core()
+    kernel = core.depthwise_grad_input if _depthwise(weight, geometry[7]) else core.tile_conv_grad_input
+    kernel(
         native.view(grad),
         native.view(weight),
         native.view(coords),
@@ -201,7 +211,9 @@ def _weight_implementation(
     if resolve("tile_conv", backend, x) == "reference":
         return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
     grad, x, sums = _channels_last(grad), _channels_last(x), _sums(grad, out.numel())
-    native.core().tile_conv_grad_weight(
+    core = native.core()
+    kernel = core.depthwise_grad_weight if _depthwise(out, geometry[7]) else core.tile_conv_grad_weight
+    kernel(
         native.view(grad),
         native.view(x),
         native.view(coords),
