@@ -68,4 +68,4 @@ def load_scans() -> Scans:
 def read_scans(records: Sequence[Record], size: int) -> Tensor:
     """Scans as one batch of grey images in [0, 1]. float32 [B, 1, size, size]"""
     settings = ReadSettings(size=(size, size))
-    return torch.stack([read_image(record.path, settings=settings, channels=1) for record in records])
+    return torch.stack([read_image(record, settings, channels=1) for record in records])
