@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mwm import masking
-from mwm.data import DataError, JointTransform, PretrainDataset, ReadSettings, Record, read_list
+from mwm.data import JointTransform, PretrainDataset, ReadSettings, Record, UnreadableImage, read_list
 from mwm.train.checkpoint import write_text
 from mwm.train.config import PretrainConfig, TrainError
 from mwm.train.export import Preprocessing
@@ -103,7 +104,7 @@ def list_images(config: PretrainConfig) -> Listed:
         DataError: there are no images.
     """
     continues = check_folder(config)
-    records = list(read_list(config.images, split=config.split))
+    records = list(read_list(config.images, split=config.split, settings=read_settings(config)))
     create_policy(config)  # refuses shares that do not go together
     if continues:
         before = PretrainConfig.from_yaml(Path(config.out) / "config.yaml")
@@ -134,12 +135,12 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
         regions, localizer = found if isinstance(found, tuple) else (found, None)
         config = config.replace(regions=str(regions))
     policy = create_policy(config)
-    seen = survey(open_source(config, records), policy, config.grid, unreadable=DataError, workers=config.workers, strict=config.strict,
+    seen = survey(open_source(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=config.strict,
                   progress=config.progress, names=[r.name for r in records])
     skipped = [(records[i], reason) for i, reason in seen.skipped]
     records = [records[i] for i in seen.kept]
     policy, statistics = _complete(config, policy, seen, records)
-    preprocessing = Preprocessing(config.size, config.channels, seen.mean, seen.std, _plain(asdict(read_settings(config))))
+    preprocessing = Preprocessing(config.size, config.channels, seen.mean, seen.std, read_settings(config).to_dict())
     image_list = list_hash((r.id, file_size(r.path)) for r in records)
     resolved = {"images": len(records), "image_list": image_list, "localizer": localizer, "mean": list(seen.mean), "std": list(seen.std),
                 "read": preprocessing.read, "policy": policy.to_dict(), "masks": statistics, "skipped": [r.id for r, _ in skipped]}
@@ -158,12 +159,18 @@ def create_policy(config: PretrainConfig) -> masking.Policy:
 
 def read_settings(config: PretrainConfig) -> ReadSettings:
     """How the images of a configuration are read."""
-    return ReadSettings(**{"intensity": config.intensity, "size": config.size, **config.read})
+    return ReadSettings.from_dict({"intensity": config.intensity, "size": config.size, **config.read})
 
 
 def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     """Images and regions, read and resized, not augmented."""
-    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, None)
+    cache = cache_folder() if config.cache == "disk" else config.cache
+    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=cache, channels=config.channels)
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept on disk, for all runs; the files' names are hashes of their content."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mwm" / "images"
 
 
 def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int) -> Prepared:
@@ -194,11 +201,11 @@ def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, reco
 
 def _channels(config: PretrainConfig, records: list[Record]) -> int:
     """Channels of the first image that can be read."""
-    source = PretrainDataset(records, read_settings(config), None, None)
+    source = PretrainDataset(records, read_settings(config))
     for index in range(len(records)):
         try:
             return source[index]["image"].shape[0]
-        except DataError:
+        except UnreadableImage:
             continue
     raise TrainError(f"pretrain: images must hold at least one readable file, got {len(records)} unreadable ones. Look at the files.")
 

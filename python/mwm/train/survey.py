@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ def survey(source: Dataset, policy: Policy, grid: tuple[int, int], *, unreadable
     found, total, squares, pixels, inside, share = Survey(), 0.0, 0.0, 0, [], []
     count = default_workers() if workers is None else workers
     loader = DataLoader(_Looks(source, policy, grid, unreadable), batch_size=None, num_workers=count if len(source) > 64 else 0)
-    for index, reason, values in tqdm(loader, total=len(source), desc="reading images", unit="img", disable=not progress, dynamic_ncols=True):
+    for index, reason, values in _told(tqdm(loader, total=len(source), desc="reading images", unit="img", disable=not progress, dynamic_ncols=True)):
         if reason is not None:
             if strict:
                 raise TrainError(f"pretrain: {names[index]} cannot be read: {one_sentence(ValueError(reason))} Repair or remove it, or leave out --strict.")
@@ -97,3 +97,11 @@ def survey(source: Dataset, policy: Policy, grid: tuple[int, int], *, unreadable
     if inside:
         found.regions = RegionSurvey(torch.stack(inside), torch.stack(share))
     return found
+
+
+def _told(items: Iterable[Any]) -> Iterator[Any]:
+    """The items; an error of a loader process as one sentence."""
+    try:
+        yield from items
+    except ValueError as error:
+        raise TrainError(one_sentence(error)) from error
