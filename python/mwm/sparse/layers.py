@@ -1,0 +1,46 @@
+"""Layers that must know more than their input shows: subclasses that a module is turned into, keeping its parameters and hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .packed import Packed
+from .randomness import drop_channels, drop_path
+
+LAYER = "_mwm_layer"  # attribute that `sparsify` leaves on layers that draw noise: their number in the net
+
+
+class PackedDropout2d(nn.Dropout2d):
+    """nn.Dropout2d that drops channels of an image, not of a tile."""
+
+    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+        """Dense maps as before; packed tiles by image."""
+        if not isinstance(input, Packed) or not self.training or self.p == 0.0:
+            return super().forward(input)
+        return drop_channels(input, self.p, self.__dict__.get(LAYER))
+
+
+def torch_layers() -> dict[type, type]:
+    """Swaps for torch.nn."""
+    return {nn.Dropout2d: PackedDropout2d}
+
+
+def timm_layers() -> dict[type, type]:
+    """Swaps for timm, imported only where a net has timm's layers."""
+    from .timm_layers import SWAPS
+
+    return SWAPS
+
+
+def torchvision_layers() -> dict[type, type]:
+    """Swaps for torchvision, imported only where a net has torchvision's layers."""
+    from .torchvision_layers import SWAPS
+
+    return SWAPS
+
+
+def drop_branch(module: nn.Module, x: Packed, drop: float, *, scale: bool = True, per_batch: bool = False) -> Packed:
+    """drop_path with the number of the layer that `sparsify` left on the module."""
+    return drop_path(x, drop, module.__dict__.get(LAYER), scale=scale, per_batch=per_batch)
