@@ -9,28 +9,10 @@ from collections.abc import Iterator
 import harness
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from loader_masks import Masks, draw, report_runtime
+from torch.utils.data import DataLoader
 
-from mwm import _core, ops
-
-
-def _draw(ids: torch.Tensor) -> torch.Tensor:
-    strata = (torch.arange(49) % 2).expand(ids.shape[0], 49)
-    return ops.sample_active(strata, ops.to_q32([0.4, 0.8]), grid=(7, 7), seed=0, ids=ids, epoch=0)
-
-
-class Masks(Dataset):
-    """Masks drawn where the loader runs; large enough for a parallel loop."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        torch.set_num_threads(self.threads)
-        return _draw(torch.arange(1000 * i, 1000 * i + 500))
+from mwm import _core
 
 
 @pytest.fixture(params=["openmp", "pool", "inline"])
@@ -50,20 +32,20 @@ def test_torchs_own_openmp_runtime_is_found() -> None:
 
 def test_every_runtime_and_thread_count_gives_the_same_masks(runtime: str) -> None:
     with harness.num_threads(1):
-        expected = _draw(torch.arange(3000))
+        expected = draw(torch.arange(3000))
     for count in (2, 3, 5, 8):
         with harness.num_threads(count):
             for _ in range(20):
-                assert torch.equal(_draw(torch.arange(3000)), expected)
+                assert torch.equal(draw(torch.arange(3000)), expected)
 
 
 def test_calls_from_several_python_threads_are_safe(runtime: str) -> None:
-    expected = _draw(torch.arange(2000))
+    expected = draw(torch.arange(2000))
     wrong: list[int] = []
 
     def work(number: int) -> None:
         for _ in range(30):
-            if not torch.equal(_draw(torch.arange(2000)), expected):
+            if not torch.equal(draw(torch.arange(2000)), expected):
                 wrong.append(number)
 
     with harness.num_threads(2):
@@ -84,17 +66,11 @@ def test_loader_workers_draw_the_same_masks(method: str, threads: int) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"{method} is not available on this system")
     with harness.num_threads(2):
-        expected = [_draw(torch.arange(1000 * i, 1000 * i + 500)) for i in range(8)]
+        expected = [draw(torch.arange(1000 * i, 1000 * i + 500)) for i in range(8)]
         torch.randn(300, 300) @ torch.randn(300, 300)
     loader = DataLoader(Masks(threads), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=100)
     found = list(loader)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def _report(queue) -> None:
-    torch.set_num_threads(2)
-    _draw(torch.arange(2000))
-    queue.put(_core.thread_runtime())
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -102,10 +78,10 @@ def test_a_forked_process_runs_inline_and_its_parent_goes_on() -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("fork is not available on this system")
     with harness.num_threads(2):
-        _draw(torch.arange(2000))
+        draw(torch.arange(2000))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_report, args=(queue,))
+    process = context.Process(target=report_runtime, args=(queue,))
     process.start()
     assert queue.get(timeout=60) == "inline"
     process.join(60)
