@@ -1,34 +1,50 @@
-"""Reading images: lists, formats, intensities, data sets, joint transforms, regions on disk."""
+"""Reading images and regions: lists, formats, settings, data sets, caches."""
 
-from mwm.data.dataset import PretrainDataset, image_statistics
-from mwm.data.errors import DataError, UnreadableImage
-from mwm.data.image import read_image, read_mask
-from mwm.data.records import COLUMNS, ImageList, Record, image_id, read_list
-from mwm.data.regions import MaskFolder, RegionCache, open_regions
-from mwm.data.sampler import EpochSampler
-from mwm.data.scans import demo_folder
-from mwm.data.settings import ReadSettings
-from mwm.data.skipped import SkippedFiles
-from mwm.data.transform import JointTransform
+from __future__ import annotations
+
+from .dataset import PretrainDataset, collate, default_cache_folder
+from .errors import DataError, MissingRegion, UnreadableImage
+from .image import content_digest, read_image
+from .listing import read_list
+from .masks import MaskFolder, match_size, read_mask, read_record_mask
+from .records import ImageList, Record, assign_ids, image_id
+from .regions import MaskColumn, RegionCache, RegionMaps, RegionStore, open_regions
+from .sampler import EpochSampler
+from .settings import ReadSettings
+from .shipped import demo_folder
+from .skipped import SkippedFiles
+from .statistics import Statistics, image_statistics, scan
+from .transform import JointTransform
 
 __all__ = [
-    "COLUMNS",
     "DataError",
     "EpochSampler",
     "ImageList",
     "JointTransform",
+    "MaskColumn",
     "MaskFolder",
+    "MissingRegion",
     "PretrainDataset",
     "ReadSettings",
     "Record",
     "RegionCache",
+    "RegionMaps",
+    "RegionStore",
     "SkippedFiles",
+    "Statistics",
     "UnreadableImage",
+    "assign_ids",
+    "collate",
+    "content_digest",
+    "default_cache_folder",
     "demo_folder",
     "image_id",
     "image_statistics",
+    "match_size",
     "open_regions",
     "read_image",
     "read_list",
     "read_mask",
+    "read_record_mask",
+    "scan",
 ]

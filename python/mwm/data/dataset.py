@@ -1,11 +1,10 @@
-"""Images with their regions, decoded once where asked."""
+"""Images with their regions, as a data set that holds no state between items."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Sequence
-from hashlib import blake2b
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,127 +13,150 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mwm.data.errors import DataError
-from mwm.data.image import fit, read_image
-from mwm.data.records import Record
-from mwm.data.regions import MaskFolder, RegionCache, open_regions, write_atomic
-from mwm.data.settings import ReadSettings
+from . import blob
+from .errors import DataError, MissingRegion
+from .geometry import fit, resize
+from .image import content_digest, decode
+from .masks import match_size
+from .records import Record
+from .regions import RegionStore, open_regions, warn_of_other_settings
+from .settings import ReadSettings
 
-_ASPECT = 0.02  # relative difference of aspect ratios that rounding of a resize explains
+_LEVELS = np.float32(65535)
 
 
 class PretrainDataset(Dataset):
-    """Images and regions at one size.
+    """Images and regions of a list.
 
-    Values are rounded to 16 bits (images) and 8 bits (regions) whether cached or not, so that a cache changes no number.
+    An item is a dict: image float32 [C, H, W] in [0, 1]; region float32 [H, W] in [0, 1], zeros where no regions are read; id; index.
+    A key is an index, or (epoch, index), of which crops and flips are a pure function: workers hold no state, so neither their
+    number nor the moment a run was interrupted matters. Images are kept in steps of 1/65535, whether cached or not, so that caching
+    changes no number.
 
     Args:
-        records: of `read_list`.
-        settings: how images are read; `size` set for batches.
-        regions: a folder made by `mwm localize`, a folder of masks, "masks" (the `mask` column of the index), an open
-            `RegionCache`, or None: then the region is empty.
-        transform: `JointTransform`-like; called with seed 0 and epoch 0 unless the key is (epoch, index).
-        cache: None decodes every time, "ram" keeps decoded images in memory, a folder keeps them on disk.
-        seed: for the transform.
-        channels: as `read_image`.
+        records: The images.
+        settings: How they are read.
+        regions: A folder of `mwm localize`, a folder of masks, "mask" for the CSV's column, a store, maps by id, or None.
+        transform: `JointTransform`, or None for images at `settings.size`.
+        channels: Grey ↔ colour conversion; None keeps the file's.
+        seed: Of the transform.
+        view: Number of the view within the epoch.
+        cache: Decoded images: "ram" (per process; forked workers share what was read before), "disk", or None.
+        cache_folder: Of the disk cache; default `$XDG_CACHE_HOME/mwm/images`, else `~/.cache/mwm/images`. Entries are named by a
+            hash of content and settings and hold pixels only.
+
+    Raises:
+        DataError: the regions are not there, or belong to none of the images.
     """
 
-    def __init__(self, records: Sequence[Record], settings: ReadSettings, regions: str | Path | RegionCache | MaskFolder | None = None,
-                 transform: Callable | None = None, *, cache: str | Path | None = None, seed: int = 0, channels: int | None = None) -> None:
-        self.records, self.settings, self.transform, self.seed, self.channels = records, settings, transform, seed, channels
-        self.regions = open_regions(regions) if isinstance(regions, (str, Path)) else regions
-        self.cache = None if cache is None else _Ram() if str(cache) == "ram" else _Disk(Path(cache))
+    def __init__(self, records: Sequence[Record], settings: ReadSettings | None = None, regions: str | Path | RegionStore | Mapping[int, Tensor] | None = None,
+                 transform: Callable[..., tuple[Tensor, Tensor]] | None = None, *, channels: int | None = None, seed: int = 0, view: int = 0,
+                 cache: str | None = None, cache_folder: str | Path | None = None) -> None:
+        if cache not in (None, "ram", "disk"):
+            raise DataError(f"data set: cache must be ram or disk, got {cache!r}.")
+        self.records, self.settings, self.transform = list(records), settings or ReadSettings(), transform
+        self.channels, self.seed, self.view, self.cache = channels, seed, view, cache
+        self.cache_folder = Path(cache_folder).expanduser() if cache_folder is not None else default_cache_folder()
+        self.regions = None if regions is None else open_regions(regions)
+        self._ram: dict[int, tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]] = {}
+        self._digests: dict[int, str] = {}
+        if self.regions is not None:
+            for sentence in warn_of_other_settings(self.regions, self.settings):
+                warnings.warn(sentence, stacklevel=2)
+            self._check_regions(regions)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """{"image": float32 [C, H, W] in [0, 1], "region": float32 [H, W] in [0, 1], "id": int, "index": int}"""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        """One item.
+
+        Raises:
+            UnreadableImage: the file cannot be read, or (`MissingRegion`) has no region: leave it out.
+            DataError: its region does not fit it.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, int(key))
         record = self.records[index]
-        image = self._image(record).to(torch.int32).float() / 65535
-        region = self._region(record, tuple(image.shape[1:]))
+        values, stored, spacing = self._image(index)
+        image = torch.from_numpy(values.astype(np.float32) / _LEVELS)
+        region = self._region(record, (image.shape[1], image.shape[2]), stored, spacing)
         if self.transform is not None:
-            image, region = self.transform(image, region, seed=self.seed, id=record.id, epoch=epoch, view=0)
+            image, region = self.transform(image, region, seed=self.seed, id=record.id, epoch=epoch, view=self.view)
         return {"image": image, "region": region, "id": record.id, "index": index}
 
-    def _image(self, record: Record) -> Tensor:
-        """uint16 [C, H, W]"""
-        if self.cache is None:
-            return self._decode(record)
-        settings = json.dumps([self.settings.to_dict(), self.channels, record.frame], sort_keys=True)
-        return self.cache.get(record, settings, lambda: self._decode(record))
-
-    def _decode(self, record: Record) -> Tensor:
-        image = read_image(record, self.settings, self.channels)
-        return (image.double() * 65535).round().to(torch.int32).to(torch.uint16)
-
-    def _region(self, record: Record, size: tuple[int, int]) -> Tensor:
+    def _region(self, record: Record, size: tuple[int, int], stored: tuple[int, int], spacing: tuple[float, float] | None) -> Tensor:
+        """The region through the same steps as its image. float32 [H, W]"""
         if self.regions is None:
             return torch.zeros(size)
-        region = self.regions.region(record)
-        if tuple(region.shape) == size:
-            return region
-        stored = ReadSettings(**{**self.settings.to_dict(), "size": None})
-        height, width = read_image(record, stored).shape[1:]
-        if abs(region.shape[0] * width - region.shape[1] * height) > _ASPECT * region.shape[0] * width:
-            raise DataError(f"regions: the region of {record.name} must be {height}x{width} pixels like the image, got {region.shape[0]}x{region.shape[1]}. "
-                            "Localize these images again, or give masks of the images' size.")
-        if tuple(region.shape) != (height, width):
-            region = fit(region[None], (height, width), "stretch")[0]
-        region = fit(region[None], size, self.settings.aspect)[0]
-        return (region * 255).round() / 255
+        region = self.regions.region(record, self.settings)
+        if region is None:
+            raise MissingRegion(f"{record.name} has no region. Run mwm localize on it, or add a mask of its name.")
+        made = getattr(self.regions, "read", None)
+        if made is not None and made.size is not None:  # it was drawn on a resized image: it fits one of that frame
+            if (made.aspect, tuple(region.shape)) != (self.settings.aspect, made.size) and made.aspect != "stretch":
+                raise DataError(f"region: the regions were made with aspect {made.aspect}, got {self.settings.aspect} now. Use the same, or run mwm localize again.")
+            if made.aspect == self.settings.aspect:
+                return resize(region[None], size)[0].clamp(0, 1)
+            region = resize(region[None], stored)[0]
+        region = match_size(region, stored, f"that of {record.name}")
+        return fit(region[None], self.settings, spacing)[0].clamp(0, 1)
 
+    def _image(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+        """Quantised image uint16 [C, H, W], the size of the stored one, and its pixel spacing."""
+        if index in self._ram:
+            return self._ram[index]
+        found = self._from_disk(index) if self.cache == "disk" else self._decode(index)
+        if self.cache == "ram":
+            self._ram[index] = found
+        return found
 
-class _Ram:
-    """Decoded images in this process's memory."""
+    def _decode(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+        image, stored, spacing = decode(self.records[index], self.settings, channels=self.channels)
+        return (image.numpy() * _LEVELS).round().astype(np.uint16), stored, spacing
 
-    def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}
-
-    def get(self, record: Record, settings: str, decode: Callable[[], Tensor]) -> Tensor:
-        if record.id not in self._kept:
-            self._kept[record.id] = decode()
-        return self._kept[record.id]
-
-
-class _Disk:
-    """Decoded images as .npy files named by the hash of the file's content and the settings."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser()
-
-    def get(self, record: Record, settings: str, decode: Callable[[], Tensor]) -> Tensor:
-        digest = blake2b(settings.encode(), digest_size=20)
-        with open(record.path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        name = digest.hexdigest()
-        path = self.folder / name[:2] / f"{name}.npy"
+    def _from_disk(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+        if index not in self._digests:
+            self._digests[index] = content_digest(self.records[index])
+        key = blob.key(self._digests[index], repr(sorted(self.settings.to_dict().items())), str(self.channels))
+        path = self.cache_folder / key[:2] / f"{key[2:]}.image"
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.uint16, copy=False))
-        except (OSError, ValueError, EOFError):  # not there yet, or cut off by a crash of another program
-            image = decode()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            np.save(buffer, image.numpy(), allow_pickle=False)
-            write_atomic(path, buffer.getvalue())
-            return image
+            values, facts = blob.read_array(path), blob.read_array(path.with_suffix(".size"))
+        except (OSError, blob.CorruptEntry):
+            values, stored, spacing = self._decode(index)
+            try:
+                blob.write_array(path.with_suffix(".size"), np.array([*stored, *(spacing or (0, 0))], np.float32), packed=False)
+                blob.write_array(path, values, packed=False)
+            except OSError as error:
+                raise DataError(f"data set: the disk cache in {self.cache_folder} cannot be written ({error.strerror}). Free some space, or leave out --cache disk.") from error
+            return values, stored, spacing
+        spacing = (float(facts[2]), float(facts[3])) if facts[2] > 0 else None
+        return values, (int(facts[0]), int(facts[1])), spacing
+
+    def _check_regions(self, source: Any) -> None:
+        """Refuse regions of other images at once, not after an hour; a single image without one is left out later."""
+        if self.records and not any(self.regions.has(record) for record in self.records):
+            shown = str(source) if isinstance(source, (str, Path)) else type(source).__name__
+            raise DataError(f"regions: {shown!r} must hold regions of these images, got none that belongs to one of the {len(self.records)}. "
+                            "Paths relative to IMAGES must be those that mwm localize saw; or name masks like their images.")
 
 
-def image_statistics(dataset: Dataset) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over all pixels of a data set, in float64.
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack items: image [B, C, H, W], region [B, H, W], id and index int64 [B].
 
     Raises:
-        DataError: the data set is empty.
+        DataError: the images differ in size or channels.
     """
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    pixels = 0
-    for index in range(len(dataset)):
-        image = dataset[index]["image"].double()
-        total, squares, pixels = total + image.sum((1, 2)), squares + image.square().sum((1, 2)), pixels + image[0].numel()
-    if pixels == 0:
-        raise DataError("statistics: a data set must hold at least one image, got none.")
-    mean = total / pixels
-    return mean.tolist(), (squares / pixels - mean.square()).clamp(min=0).sqrt().tolist()
+    shapes = {tuple(sample["image"].shape) for sample in samples}
+    if len(shapes) > 1:
+        raise DataError(f"data set: images of a batch must have one shape, got {' and '.join(map(str, sorted(shapes)[:2]))}. Set size, and channels for a mix of grey and colour.")
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "region": torch.stack([sample["region"] for sample in samples]),
+        "id": torch.tensor([sample["id"] for sample in samples], dtype=torch.int64),
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+    }
+
+
+def default_cache_folder() -> Path:
+    """Where decoded images are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mwm" / "images"

@@ -1,11 +1,15 @@
-"""What the data room raises."""
+"""Errors of this room: each is one sentence that says what to do."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Images, lists or settings do not fit; the message is one sentence that says what to do."""
+    """Images, lists, masks or regions do not fit; the message says what to do."""
 
 
 class UnreadableImage(DataError):
-    """One file cannot be read; a data set skips it, counts it and lists it."""
+    """One file cannot be read as an image; a run leaves it out, counts it and lists it."""
+
+
+class MissingRegion(UnreadableImage):
+    """An image has no region where regions are read; it is left out, counted and listed like an unreadable one."""

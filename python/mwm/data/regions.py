@@ -1,215 +1,218 @@
-"""Regions on disk: a content-keyed cache without names, and a reader of masks that the user already has."""
+"""Regions on disk, keyed by what they were made from, and regions as a data set reads them."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import struct
-import zlib
-from collections.abc import Sequence
-from hashlib import blake2b
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mwm.data.errors import DataError
-from mwm.data.image import kind_of, read_mask
-from mwm.data.records import Record
+from . import blob
+from .errors import DataError
+from .masks import MaskFolder, read_record_mask
+from .records import Record
+from .settings import ReadSettings
 
-_INDEX = "regions.json"
-_MAGIC = b"MWMR"
-_HEADER = struct.Struct("<4sHHII")  # magic, version, bits, height, width; then the deflated pixels and their CRC-32
-_MAX_EDGE = 1 << 16
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or not there: temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+INDEX = "regions.json"
+_FORMAT = "mwm regions 1"
 
 
 class RegionCache:
-    """Regions keyed by the content of image, prompt and settings; file names are hashes only.
+    """A folder of regions.
+
+    A region lies under the hash of everything it depends on (see `key`), as 8-bit values, round(255 r): the precision that
+    `region_coverage` counts in. `regions.json` says which region belongs to which image id, and, in `meta`, how they were made. No
+    file name and no header text is written.
 
     Args:
-        folder: made on the first `put`.
-
-    Attributes:
-        meta: plain values stored beside the regions (prompt, localizer, settings).
+        folder: Made when something is written.
 
     Raises:
-        DataError: the folder's index is damaged.
+        DataError: `regions.json` is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.meta: dict[str, Any] = {}
-        self._keys: dict[int, str] = {}
-        index = self.folder / _INDEX
-        if index.is_file():
-            try:
-                stored = json.loads(index.read_text())
-                self.meta = dict(stored["meta"])
-                self._keys = {int(identity, 16): str(key) for identity, key in stored["regions"].items()}
-                damaged = any(len(key) != 40 or not set(key) <= set("0123456789abcdef") for key in self._keys.values())
-            except (ValueError, KeyError, TypeError, AttributeError, OSError):
-                damaged = True
-            if damaged:
-                raise DataError(f"regions: {_INDEX} in {self.folder.name} is damaged. Delete that file and localize again; finished maps are kept.")
+        stored = _read_index(self.folder / INDEX)
+        self.meta: dict[str, Any] = dict(stored.get("meta") or {})
+        self._meta_before = json.dumps(self.meta, sort_keys=True, default=str)
+        self._keys: dict[str, str] = dict(stored.get("regions") or {})
+        self._fresh: dict[str, str] = {}
 
     @staticmethod
     def key(*parts: str | bytes) -> str:
-        """Hash of what a region depends on. 40 hexadecimal digits"""
-        digest = blake2b(digest_size=20)
-        for part in parts:
-            data = part.encode() if isinstance(part, str) else part
-            digest.update(struct.pack("<Q", len(data)))
-            digest.update(data)
-        return digest.hexdigest()
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.region"
+        """BLAKE2b of the parts, each preceded by its length, so that no two lists of parts run together. 32 hexadecimal digits."""
+        return blob.key(*parts)
 
     def __contains__(self, key: str) -> bool:
+        """Whether a whole region is stored under the key; a damaged one counts as missing, so that it is made again."""
         try:
-            self.get(key)
-        except (DataError, OSError):
+            blob.read_array(self._path(key))
+        except (OSError, blob.CorruptEntry):
             return False
         return True
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    contains = __contains__
 
-    def put(self, key: str, region: Tensor) -> None:
-        """Store a region, rounded to 8 bits, atomically. float [H, W] in [0, 1]"""
-        if region.ndim != 2 or not bool(torch.isfinite(region).all()):
-            raise DataError(f"regions: region must be finite and [H, W], got {list(region.shape)}.")
-        levels = (region.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
-        pixels = levels.numpy().tobytes()
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        header = _HEADER.pack(_MAGIC, 1, 8, *levels.shape)
-        write_atomic(path, header + zlib.compress(pixels, 3) + struct.pack("<I", zlib.crc32(pixels)))
+    def put(self, key: str, region: Tensor | np.ndarray) -> None:
+        """Store a region atomically.
+
+        Args:
+            key: From `key`.
+            region: float [H, W] in [0, 1].
+
+        Raises:
+            DataError: it is no such map.
+            OSError: the disk is full; regions already there are whole.
+        """
+        values = torch.as_tensor(region).detach().cpu().float()
+        if values.ndim != 2 or not values.numel() or not bool(torch.isfinite(values).all()) or float(values.min()) < 0 or float(values.max()) > 1:
+            raise DataError(f"regions: region must be a finite map [H, W] in [0, 1], got {tuple(values.shape)}.")
+        blob.write_array(self._path(key), (values * 255).round().to(torch.uint8).numpy(), packed=True)
 
     def get(self, key: str) -> Tensor:
-        """Read a region. float32 [H, W]
+        """The region under a key. float32 [H, W] in [0, 1]
 
         Raises:
-            DataError: damaged. OSError: not there.
+            KeyError: there is none, or it is damaged; make it again.
         """
-        data = self._path(key).read_bytes()
         try:
-            magic, version, bits, height, width = _HEADER.unpack_from(data)
-            if (magic, version, bits) != (_MAGIC, 1, 8) or not (0 < height < _MAX_EDGE and 0 < width < _MAX_EDGE):
-                raise ValueError("header")
-            inflate = zlib.decompressobj()
-            pixels = inflate.decompress(data[_HEADER.size : -4], height * width)
-            if len(pixels) != height * width or zlib.crc32(pixels) != struct.unpack("<I", data[-4:])[0]:
-                raise ValueError("content")
-        except (ValueError, struct.error, zlib.error) as error:
-            raise DataError(f"regions: map {key[:8]} in {self.folder.name} is damaged. Localize again; only this map is recomputed.") from error
-        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(height, width).float().div_(255)
+            return torch.from_numpy(blob.read_array(self._path(key)).astype(np.float32) / np.float32(255))
+        except (OSError, blob.CorruptEntry) as error:
+            raise KeyError(key) from error
 
     def assign(self, record_id: int, key: str) -> None:
-        """Say which region belongs to an image."""
-        self._keys[int(record_id)] = key
+        """Say which region belongs to an image; `save` writes it down."""
+        self._fresh[f"{record_id:08x}"] = key
 
     def save(self) -> None:
-        """Write the index atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        regions = {f"{identity:08x}": key for identity, key in sorted(self._keys.items())}
-        write_atomic(self.folder / _INDEX, (json.dumps({"meta": self.meta, "regions": regions}, indent=1) + "\n").encode())
-
-    def region(self, record: int | Record) -> Tensor:
-        """The region of an image. float32 [H, W]
+        """Write the assignments and `meta`; images assigned by earlier calls stay, unless `meta` changed since.
 
         Raises:
-            DataError: there is none.
+            OSError: the disk is full; the earlier index is whole.
+        """
+        self.meta = json.loads(json.dumps(self.meta, default=str))
+        now = json.dumps(self.meta, sort_keys=True)
+        if now != self._meta_before:
+            self._keys = {}
+        self._keys.update(self._fresh)
+        self._meta_before = now
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": _FORMAT, "meta": self.meta, "regions": dict(sorted(self._keys.items()))}, indent=1)
+        blob.write_bytes(self.folder / INDEX, text.encode())
+
+    def region(self, record: Record | int, settings: ReadSettings | None = None) -> Tensor | None:
+        """The region of an image, or None where it has none. float32 [H, W]
+
+        Raises:
+            DataError: its file is gone or damaged.
         """
         identity = record if isinstance(record, int) else record.id
-        if identity not in self._keys:
-            raise DataError(f"regions: image {identity:08x} has no region in {self.folder.name}. Localize the same list of images first.")
+        key = self._fresh.get(f"{identity:08x}") or self._keys.get(f"{identity:08x}")
+        if key is None:
+            return None
         try:
-            return self.get(self._keys[identity])
-        except OSError as error:
-            raise DataError(f"regions: the map of image {identity:08x} is missing in {self.folder.name}. Localize again.") from error
+            return self.get(key)
+        except KeyError as error:
+            raise DataError(f"regions: the region {key} in {self.folder.name} must be there and whole, but is not. Run the same mwm localize again: it makes only what is missing.") from error
+
+    def has(self, record: Record) -> bool:
+        """Whether an image has a region."""
+        return record.key in self._fresh or record.key in self._keys
+
+    def __len__(self) -> int:
+        return len({**self._keys, **self._fresh})
+
+    @property
+    def read(self) -> ReadSettings | None:
+        """How the images were read that these regions were made from; None where not noted."""
+        stored = self.meta.get("read")
+        return ReadSettings.from_dict(stored) if isinstance(stored, Mapping) else None
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key[2:]}.region"
 
 
-class MaskFolder:
-    """Masks that the user already has, found by the image's name.
+class RegionStore(Protocol):
+    """Where a data set finds regions."""
 
-    Looked for in this order: the same relative name, the same stem, the stem with _mask, -mask, _seg or -seg, first with
-    the image's folder, then without; a slice of a volume takes the same slice of its mask.
+    def has(self, record: Record) -> bool:
+        """Whether an image has a region."""
+        ...
+
+    def region(self, record: Record, settings: ReadSettings) -> Tensor | None:
+        """The region of an image, of the image's own shape or that of `read.size`; None where there is none. float32 [H, W]"""
+        ...
+
+
+class RegionMaps:
+    """Regions in memory, by image id.
 
     Args:
-        folder: of the masks; None takes the `mask` column of the list.
+        maps: id → float [H, W] in [0, 1].
     """
 
-    ENDINGS = ("", "_mask", "-mask", "_seg", "-seg")
+    def __init__(self, maps: Mapping[int, Tensor]) -> None:
+        self.maps = dict(maps)
 
-    def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
-        self._stems: dict[str, list[Path]] = {}
-        if self.folder is None:
-            return
-        if not self.folder.is_dir():
-            raise DataError(f"regions: there is no folder {folder}. Make regions with `mwm localize`, or give a folder of masks.")
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and kind_of(path):
-                self._stems.setdefault(stem(path.relative_to(self.folder).as_posix()), []).append(path)
-        if not self._stems:
-            raise DataError(f"regions: folder {folder} holds neither regions nor masks. Make regions with `mwm localize`.")
+    def has(self, record: Record) -> bool:
+        """Whether an image has a map."""
+        return record.id in self.maps
 
-    def find(self, record: Record) -> Path:
-        """The mask of an image.
-
-        Raises:
-            DataError: there is none, or more than one.
-        """
-        if self.folder is not None:
-            key = stem(record.name.split("#")[0])
-            for candidate in [key + e for e in self.ENDINGS] + [key.rsplit("/", 1)[-1] + e for e in self.ENDINGS]:
-                found = self._stems.get(candidate, [])
-                if len(found) > 1:
-                    raise DataError(f"regions: {record.name} must have one mask, got {len(found)} of the same stem. Remove all but one.")
-                if found:
-                    return found[0]
-        if record.mask is None:
-            raise DataError(f"regions: there is no mask for {record.name}. Add one of the same name, or leave the image out of the list.")
-        return record.mask
-
-    def region(self, record: Record) -> Tensor:
-        """The mask as a region. float32 [H, W] in [0, 1]"""
-        return read_mask(self.find(record), frame=record.frame)
+    def region(self, record: Record, settings: ReadSettings) -> Tensor | None:
+        """The map of an image, or None."""
+        found = self.maps.get(record.id)
+        return None if found is None else torch.as_tensor(found, dtype=torch.float32)
 
 
-def open_regions(folder: str | Path) -> RegionCache | MaskFolder:
-    """Regions made by `mwm localize`, or a folder of masks; "masks" stands for the `mask` column of the index CSV."""
-    if str(folder) == "masks" and not Path(folder).is_dir():
-        return MaskFolder(None)
-    return RegionCache(folder) if (Path(folder).expanduser() / _INDEX).is_file() else MaskFolder(folder)
+class MaskColumn:
+    """The masks that an index CSV names in its column `mask`."""
+
+    def has(self, record: Record) -> bool:
+        """Whether an image has a mask."""
+        return record.mask is not None
+
+    def region(self, record: Record, settings: ReadSettings) -> Tensor | None:
+        """The mask of an image, or None."""
+        return None if record.mask is None else read_record_mask(record.mask, record, settings)
 
 
-def stem(name: str) -> str:
-    """A relative name without the suffixes of its file type."""
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
+def open_regions(regions: str | Path | RegionStore | Mapping[int, Tensor]) -> RegionStore:
+    """What `--regions` names: a folder made by `mwm localize`, a folder of masks named like the images, or "mask" for that column of the CSV.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(regions, Mapping):
+        return RegionMaps(regions)
+    if not isinstance(regions, (str, Path)):
+        return regions
+    folder = Path(regions).expanduser()
+    if str(regions) == "mask" and not folder.exists():
+        return MaskColumn()
+    if (folder / INDEX).is_file():
+        return RegionCache(folder)
+    return MaskFolder(folder)
 
 
-Regions = RegionCache | MaskFolder
-Records = Sequence[Record]
+def warn_of_other_settings(store: RegionStore, settings: ReadSettings) -> list[str]:
+    """Sentences on reading settings that differ from those the regions were made with; `size` and `aspect` do not matter to them."""
+    made = getattr(store, "read", None)
+    return [] if made is None else settings.differences(replace(made, size=settings.size, aspect=settings.aspect))
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"regions: {path.name} in {path.parent.name} is damaged. Remove it and run mwm localize again: the regions themselves are kept.") from error
+    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+        raise DataError(f"regions: {path.name} in {path.parent.name} was not written by this version. Remove the folder and run mwm localize again.")
+    return stored

@@ -1,15 +1,19 @@
-"""How images are read: one frozen value that a run stores and later commands compare with their own."""
+"""How images are read: one frozen dataclass, stored in every run and used again later."""
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mwm.data.errors import DataError
+from .errors import DataError
 
-ASPECTS = ("pad", "stretch", "crop")
+INTENSITIES = ("auto", "percentile", "minmax")
+AXES = ("z", "y", "x")
+_AXIS_WORDS = {"axial": "z", "coronal": "y", "sagittal": "x"}
 ORIENTATIONS = ("canonical", "stored")
+ASPECTS = ("stretch", "pad", "crop")
 
 
 @dataclass(frozen=True)
@@ -17,68 +21,88 @@ class ReadSettings:
     """How a file becomes an image in [0, 1].
 
     Attributes:
-        intensity: "auto", "percentile" (0.5–99.5 % of the image, or of its whole NIfTI volume), "minmax", or "window=C,W" (centre and width
-            in stored units; Hounsfield units for CT). "auto": 8-bit images by their full range 0–255; DICOM by its own
-            window where it names one; everything else by percentile.
-        size: (height, width) in pixels of the result; None keeps the stored size.
-        aspect: what happens to another aspect ratio: "pad" with black, "stretch", or "crop" to the centre.
-        slice_axis: NIfTI axis that slices are taken along, 0–2 after orientation; 2 is axial in canonical orientation.
-        orientation: NIfTI: "canonical" turns to the radiological view (patient's left on the image's right), "stored"
-            leaves the array as it is.
-        max_pixels: a file that declares more pixels per slice is refused before it is decoded.
+        intensity: How stored values become [0, 1].
+            "auto": 8-bit values / 255 as they are; CT (DICOM modality CT, or a volume that reaches below -500) by the header's window,
+            else by centre 40, width 400 HU; other DICOM by the header's window where there is one; all else as "percentile".
+            "percentile": 0.5 … 99.5 % of the values of the image, or of the volume a NIfTI slice belongs to.
+            "minmax": lowest to highest value of the same.
+            "window=C,W": C - W/2 to C + W/2 in stored units after the rescale slope and intercept (HU for CT).
+            Values outside are clipped. MONOCHROME1 and MINISWHITE images are inverted after it.
+        slice_axis: Normal of the slices of a volume: "z" (axial), "y" (coronal), "x" (sagittal) in canonical orientation;
+            with orientation "stored" the third, second, first stored axis.
+        orientation: "canonical" turns NIfTI slices to radiological view (anterior or superior up, the patient's left at image right)
+            and applies the EXIF orientation of photographs; "stored" leaves the stored order.
+        aspect: How an image meets `size`: "stretch" (default: no dead border, and the shape of the scan, which often differs by
+            hospital and by diagnosis, is no cue), "pad" (zeros around), "crop" (centre). "pad" and "crop" use the pixel spacing where it is given.
+        size: (height, width) in pixels of what `read_image` returns; None for that of the file.
+
+    Raises:
+        DataError: a value is none of these.
     """
 
     intensity: str = "auto"
-    size: tuple[int, int] | None = None
-    aspect: str = "pad"
-    slice_axis: int = 2
+    slice_axis: str = "z"
     orientation: str = "canonical"
-    max_pixels: int = 100_000_000
+    aspect: str = "stretch"
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-            if len(size) != 2 or any(int(edge) != edge or edge < 1 for edge in size):
-                raise DataError(f"read: size must be (height, width) in pixels, got {self.size!r}. Give two positive whole numbers.")
-            object.__setattr__(self, "size", (int(size[0]), int(size[1])))
-        if self.intensity not in ("auto", "percentile", "minmax"):
-            self.window()
-        if self.aspect not in ASPECTS:
-            raise DataError(f"read: aspect must be one of {', '.join(ASPECTS)}, got {self.aspect!r}.")
-        if self.orientation not in ORIENTATIONS:
-            raise DataError(f"read: orientation must be one of {', '.join(ORIENTATIONS)}, got {self.orientation!r}.")
-        if self.slice_axis not in (0, 1, 2):
-            raise DataError(f"read: slice_axis must be 0, 1 or 2, got {self.slice_axis!r}.")
-        if self.max_pixels < 1:
-            raise DataError(f"read: max_pixels must be positive, got {self.max_pixels}.")
+        object.__setattr__(self, "slice_axis", _AXIS_WORDS.get(self.slice_axis, self.slice_axis))
+        if isinstance(self.size, int) and not isinstance(self.size, bool):
+            object.__setattr__(self, "size", (self.size, self.size))
+        elif self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+        self.window  # noqa: B018  (checks the text)
+        for name, known in (("slice_axis", AXES), ("orientation", ORIENTATIONS), ("aspect", ASPECTS)):
+            if getattr(self, name) not in known:
+                raise DataError(f"read settings: {name} must be {' | '.join(known)}, got {getattr(self, name)!r}.")
+        if self.size is not None and not (len(self.size) == 2 and all(isinstance(edge, int) and 0 < edge <= 8192 for edge in self.size)):
+            raise DataError(f"read settings: size must be (height, width) in 1 … 8192 pixels, got {self.size!r}.")
 
+    @property
     def window(self) -> tuple[float, float] | None:
-        """(centre, width) of `window=C,W`, else None."""
-        if self.intensity in ("auto", "percentile", "minmax"):
+        """(centre, width) of "window=C,W"; None for the other ways."""
+        if self.intensity in INTENSITIES:
             return None
-        number = r"([-+]?\d+(?:\.\d+)?)"
-        match = re.fullmatch(rf"window={number},{number}", self.intensity.replace(" ", ""))
-        if not match or float(match[2]) <= 0:
-            raise DataError(f"read: intensity must be auto, percentile, minmax or window=C,W with W > 0, got {self.intensity!r}. "
-                            "A lung window is window=-600,1500.")
-        return float(match[1]), float(match[2])
+        name, _, numbers = self.intensity.partition("=") if isinstance(self.intensity, str) else ("", "", "")
+        try:
+            centre, width = (float(number) for number in numbers.split(","))
+        except ValueError:
+            centre, width = math.nan, math.nan
+        if name != "window" or not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+            raise DataError(f"read settings: intensity must be auto | percentile | minmax | window=C,W with a width W above 0, got {self.intensity!r}. "
+                            "For example window=40,400 (soft tissue) or window=-600,1500 (lung).")
+        return centre, width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML and JSON."""
+        """Plain values, as stored in runs and caches."""
         values = asdict(self)
-        return {**values, "size": list(self.size) if self.size else None}
+        values["size"] = None if self.size is None else list(self.size)
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ReadSettings:
-        """Inverse of `to_dict`; unknown keys are refused."""
-        known = {f.name for f in fields(cls)}
+    def from_dict(cls, values: Mapping[str, Any]) -> ReadSettings:
+        """From `to_dict`; fields that are left out have their defaults.
+
+        Raises:
+            DataError: a name is unknown, which a newer version may have written.
+        """
+        known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise DataError(f"read: settings must be among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-        return cls(**values)
+            raise DataError(f"read settings: {unknown[0]!r} is not known; known are {', '.join(sorted(known))}. Was it written by a newer version of mwm?")
+        return cls(**dict(values))
 
-    def differences(self, stored: ReadSettings) -> list[str]:
-        """One sentence for each setting that differs from the stored one (the size and the limit aside)."""
-        names = ("intensity", "aspect", "slice_axis", "orientation")
-        return [f"{name} is {getattr(self, name)!r}, but the run was made with {getattr(stored, name)!r}; images will look different to the encoder."
-                for name in names if getattr(self, name) != getattr(stored, name)]
+    def differences(self, stored: ReadSettings | Mapping[str, Any]) -> list[str]:
+        """One sentence per field that differs from the settings a run or cache was made with; none where all agree.
+
+        Args:
+            stored: Those settings, or their `to_dict`.
+        """
+        stored = stored if isinstance(stored, ReadSettings) else ReadSettings.from_dict(stored)
+        return [
+            f"read settings: {field.name} is {getattr(self, field.name)!r} now and was {getattr(stored, field.name)!r} when this was made: "
+            "the images differ from those it knows."
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(stored, field.name)
+        ]

@@ -1,79 +1,86 @@
-"""Crops and flips that move an image and its region together, as a pure function of (seed, id, epoch, view)."""
+"""Crops and flips that move image and region together, as a pure function of (seed, id, epoch, view)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mwm.data.errors import DataError
 from mwm.ops import random_words
 
+from .errors import DataError
+from .geometry import resize
+
 STREAM = 32
-"""Philox stream of the crops and flips; masks use other streams."""
+"""Stream of the random words for crops and flips."""
 
 
-@dataclass(frozen=True)
 class JointTransform:
     """A random resized crop and a horizontal flip.
 
-    Attributes:
-        size: (height, width) of the result, pixels.
-        crop_scale: least and largest share of the area that a crop keeps; (1, 1) keeps the whole image.
-        crop_ratio: least and largest change of the aspect ratio (width over height, relative to the image's own).
-        flip: flip half of the views left to right.
+    area = scale · H · W with scale uniform in `crop_scale`, aspect ratio log-uniform in `crop_ratio` (times that of the image),
+    cut to the image, placed uniformly; then bilinear to `size` with antialiasing; then flipped with probability 1/2.
+    With `crop_scale` (1, 1) the whole image is taken. The left side is the patient's other side after a flip: regions move
+    along, words such as "left" do not, so localize before.
+
+    Args:
+        size: (height, width) of the result, pixels, or one edge.
+        crop_scale: Least and largest area, shares of the image.
+        crop_ratio: Least and largest change of the aspect ratio.
+        flip: Whether to flip half of the views left to right.
+
+    Raises:
+        DataError: a range is not 0 < low <= high (<= 1 for the scale).
     """
 
-    size: tuple[int, int]
-    crop_scale: tuple[float, float] = (0.67, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
+    def __init__(self, size: int | tuple[int, int], crop_scale: tuple[float, float] = (1.0, 1.0), crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.crop_scale, self.crop_ratio, self.flip = tuple(crop_scale), tuple(crop_ratio), bool(flip)
+        if min(self.size) < 1:
+            raise DataError(f"transform: size must be positive, got {self.size}.")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise DataError(f"transform: crop_scale must be two shares 0 < low <= high <= 1, got {self.crop_scale}.")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise DataError(f"transform: crop_ratio must be two numbers 0 < low <= high, got {self.crop_ratio}.")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", (self.size, self.size) if isinstance(self.size, int) else tuple(self.size))
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise DataError(f"transform: crop_scale must be (low, high) with 0 < low <= high <= 1, got {self.crop_scale}.")
-        narrow, wide = self.crop_ratio
-        if not 0 < narrow <= wide:
-            raise DataError(f"transform: crop_ratio must be (low, high) with 0 < low <= high, got {self.crop_ratio}.")
+    def box(self, height: int, width: int, *, seed: int, id: int, epoch: int, view: int = 0) -> tuple[int, int, int, int, bool]:
+        """(top, left, height, width) of the crop in pixels of the image, and whether it is flipped."""
+        words = random_words(seed, [id], epoch, view, STREAM, 5)[0].tolist()
+        scale, ratio, top, left = (word / 2**32 for word in words[:4])
+        flipped = self.flip and words[4] < 2**31
+        if self.crop_scale == (1.0, 1.0):
+            return 0, 0, height, width, flipped
+        area = self.crop_scale[0] + scale * (self.crop_scale[1] - self.crop_scale[0])
+        low, high = (math.log(bound) for bound in self.crop_ratio)
+        stretch = math.exp(0.5 * (low + ratio * (high - low)))
+        h = min(height, max(1, round(height * math.sqrt(area) / stretch)))
+        w = min(width, max(1, round(width * math.sqrt(area) * stretch)))
+        return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w, flipped
 
-    def __call__(self, image: Tensor, region: Tensor, *, seed: int, id: int, epoch: int, view: int = 0) -> tuple[Tensor, Tensor]:
-        """Crop and flip.
+    def __call__(self, image: Tensor, region: Tensor | None, *, seed: int, id: int, epoch: int, view: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Draw one view.
 
         Args:
-            image: float32. [C, H, W]
-            region: float32 in [0, 1]. [H, W]
-            seed, id, epoch, view: what the crop and the flip are a function of, and of nothing else.
+            image: float [C, H, W].
+            region: float [H, W], or None.
+            seed: In [0, 2⁶⁴).
+            id: Of the image, in [0, 2³²).
+            epoch: From 0.
+            view: Number of the view of the image within the epoch.
 
         Returns:
-            [C, *size] and [*size].
-        """
-        if image.shape[1:] != region.shape:
-            raise DataError(f"transform: region must be {list(image.shape[1:])} like its image, got {list(region.shape)}.")
-        top, left, height, width, flipped = self.window(tuple(region.shape), seed=seed, id=id, epoch=epoch, view=view)
-        both = torch.cat([image, region[None]])[:, top : top + height, left : left + width]
-        if flipped:
-            both = both.flip(-1)
-        if (height, width) != self.size:
-            both = F.interpolate(both[None], self.size, mode="bilinear", align_corners=False, antialias=True)[0].clamp(0, 1)
-        both = both.contiguous()
-        return both[:-1], both[-1]
+            Image [C, *size] and region [*size], contiguous.
 
-    def window(self, shape: tuple[int, int], *, seed: int, id: int, epoch: int, view: int = 0) -> tuple[int, int, int, int, bool]:
-        """The crop (top, left, height, width in pixels) and whether it is flipped."""
-        words = random_words(seed, torch.tensor([id]), epoch, view, STREAM, 5)[0].tolist()
-        share, shape_word, y, x, coin = (word / 2**32 for word in words)
-        area = self.crop_scale[0] + (self.crop_scale[1] - self.crop_scale[0]) * share
-        if self.crop_scale == (1, 1):
-            height, width = shape
-        else:
-            low, high = (math.log(r) for r in self.crop_ratio)
-            ratio = math.exp(low + (high - low) * shape_word)
-            height = min(shape[0], max(1, round(shape[0] * math.sqrt(area / ratio))))
-            width = min(shape[1], max(1, round(shape[1] * math.sqrt(area * ratio))))
-        top, left = int(y * (shape[0] - height + 1)), int(x * (shape[1] - width + 1))
-        return top, left, height, width, bool(self.flip and coin < 0.5)
+        Raises:
+            DataError: image and region differ in size.
+        """
+        height, width = image.shape[-2:]
+        if region is not None and tuple(region.shape) != (height, width):
+            raise DataError(f"transform: region must be [{height}, {width}] as its image, got {list(region.shape)}.")
+        top, left, h, w, flipped = self.box(height, width, seed=seed, id=id, epoch=epoch, view=view)
+
+        def move(x: Tensor) -> Tensor:
+            x = resize(x[:, top : top + h, left : left + w], self.size)
+            return (x.flip(-1) if flipped else x).contiguous()
+
+        return move(image), None if region is None else move(region[None])[0]
