@@ -6,16 +6,22 @@ imported when a localizer is created.
 
 from __future__ import annotations
 
-from mwm.localize.protocol import Localizer, check_images
+from mwm.localize.command import run_localize
+from mwm.localize.folder import LocalizeReport, localize_folder
+from mwm.localize.protocol import Localizer, UnsupportedImage, check_images
 from mwm.localize.refine import RefineSettings, component_boxes, refine
 from mwm.localize.registry import create_localizer, list_localizers
 
 __all__ = [
+    "LocalizeReport",
     "Localizer",
+    "UnsupportedImage",
     "RefineSettings",
     "check_images",
     "component_boxes",
     "create_localizer",
     "list_localizers",
+    "localize_folder",
     "refine",
+    "run_localize",
 ]

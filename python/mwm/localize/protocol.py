@@ -33,6 +33,10 @@ class Localizer(Protocol):
         ...
 
 
+class UnsupportedImage(ValueError):
+    """A localizer cannot answer for this image (another modality, no mask); the other images of a folder go on."""
+
+
 def check_images(images: Any, prompts: Any, name: str) -> None:
     """Refuse what is not images [B, C, H, W] in [0, 1] with one prompt each.
 

@@ -1,4 +1,4 @@
-"""Localizers by name; each is imported when it is asked for. A new one is one file and one line below."""
+"""Localizers by name; each is imported when it is asked for. A new one is one file and an entry in the two tables below."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ _LOCALIZERS = {
     "maps": "mwm.localize.maps:MapsLocalizer",
     "tiny": "mwm.localize.tiny:TinyLocalizer",
 }
+_SUMMARIES = {
+    "clipseg": "any text; any CLIPSeg checkpoint, by hub name or local folder (--checkpoint)",
+    "maps": "no text: masks that you have, in a folder (--checkpoint) or the mask column of an index CSV",
+    "tiny": "offline, a small vocabulary (--vocabulary): lungs in X-ray and CT, tumours in brain MRI",
+}
 
 
 def list_localizers() -> list[str]:
     """Names that `create_localizer` knows, sorted."""
     return sorted(_LOCALIZERS)
+
+
+def describe_localizers() -> str:
+    """One line per localizer: what `mwm localize --list` prints."""
+    return "\n".join(f"{name:8} {_SUMMARIES[name]}" for name in list_localizers())
 
 
 def create_localizer(name: str, *, checkpoint: str | Path | None = None, device: Any = None, **settings: Any) -> Localizer:

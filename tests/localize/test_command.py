@@ -1,0 +1,53 @@
+"""What `mwm localize` does with plain values, end to end on a small CLIPSeg checkpoint and on masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mwm.data import open_regions, read_list
+from mwm.localize import list_localizers, run_localize
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    (tmp_path / "scans").mkdir()
+    for index in range(3):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (48, 64), dtype=np.uint8)).save(tmp_path / "scans" / f"{index}.png")
+    return tmp_path / "scans"
+
+
+def test_text_to_regions_on_disk_with_a_local_checkpoint(scans: Path, tmp_path: Path, clipseg_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    options = {"localizer": "clipseg", "checkpoint": clipseg_folder, "method": "kmeans", "components": 1, "expand": 1.25, "device": "cpu", "progress": False}
+    report = run_localize(scans, "both lungs", tmp_path / "regions", **options)
+    assert report.images == report.made == 3 and "3 images, 3 computed" in capsys.readouterr().out
+    assert run_localize(scans, "both lungs", tmp_path / "regions", **options).made == 0
+    cache = open_regions(tmp_path / "regions")
+    assert cache.meta["refine"]["expand"] == 1.25 and cache.meta["prompt"] == "both lungs"
+    for record in read_list(scans):
+        region = cache.region(record)
+        assert region.shape == (48, 64) and set(region.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_masks_need_no_prompt(scans: Path, tmp_path: Path) -> None:
+    report = run_localize(scans, out=tmp_path / "regions", localizer="maps", checkpoint=scans, progress=False)
+    assert report.images == 3
+
+
+def test_list_names_every_localizer(capsys: pytest.CaptureFixture) -> None:
+    assert run_localize(list=True) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_localizers()
+
+
+def test_missing_images_or_prompt_end_in_one_sentence(scans: Path, tmp_path: Path, clipseg_folder: Path) -> None:
+    with pytest.raises(ValueError, match="images must be a folder"):
+        run_localize()
+    with pytest.raises(ValueError, match="Add --prompt TEXT"):
+        run_localize(scans, out=tmp_path / "regions", localizer="clipseg", checkpoint=clipseg_folder, progress=False)
+    with pytest.raises(ValueError, match="at most 24 tokens"):
+        run_localize(scans, "lungs " * 9, tmp_path / "regions", localizer="clipseg", checkpoint=clipseg_folder, progress=False)
+    assert not (tmp_path / "regions").exists()
