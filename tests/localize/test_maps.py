@@ -72,7 +72,7 @@ def test_mask_of_another_size_is_resized_only_if_the_aspect_ratio_agrees(scans: 
     save(tmp_path / "masks" / "ward" / "3.png", box(80, 80, 20, 40, 30))
     report, _ = regions_of(scans, tmp_path / "masks", tmp_path / "regions")
     assert report.images == 3 and report.skipped == 1
-    assert "80x80 for an image of 40x60" in (tmp_path / "regions" / "skipped.csv").read_text()
+    assert "80 x 80 for an image of 40 x 60" in (tmp_path / "regions" / "skipped.csv").read_text()
     region = open_regions(tmp_path / "regions").region(read_list(scans)[0])
     assert np.array_equal(region.numpy() > 0.5, box(40, 60, 10, 20, 15) > 0)
 
@@ -107,7 +107,7 @@ def test_masks_are_taken_as_they_are_unless_refinement_is_asked_for(scans: Path,
 
 
 def test_folder_that_is_not_there_or_has_no_masks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="not there"):
         mwm.create_localizer("maps", checkpoint=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="neither regions nor masks"):
+    with pytest.raises(ValueError, match="got none"):
         mwm.create_localizer("maps", checkpoint=tmp_path)

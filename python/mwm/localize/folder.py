@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mwm.data import DataError, ReadSettings, Record, RegionCache, SkippedFiles, read_image, read_list
+from mwm.data import DataError, ReadSettings, Record, RegionCache, SkippedFiles, content_digest, read_image, read_list
 from mwm.localize.protocol import Localizer, UnsupportedImage
 from mwm.localize.refine import RefineSettings, refine
 from mwm.localize.registry import create_localizer
@@ -117,7 +116,9 @@ def localize_folder(
         if run.areas:
             cache.meta.update(prompt=prompt, localizer=localizer.fingerprint, refine=run.refine_settings, read=read.to_dict())
             cache.save()
-        if run.areas or run.skipped.rows:
+        if len(run.skipped):
+            Path(out).mkdir(parents=True, exist_ok=True)
+        if Path(out).is_dir():
             run.skipped.write(Path(out) / "skipped.csv")
     return run.report(Path(out))
 
@@ -165,7 +166,7 @@ class _Run:
     def _cached(self, key: str) -> Tensor | None:
         try:
             return self.cache.get(key)
-        except (DataError, OSError):  # not there, or damaged: made again
+        except KeyError:  # not there, or damaged: made again
             return None
 
     def _make(self, group: list[tuple[Record, str, str, Tensor]]) -> None:
@@ -201,7 +202,7 @@ class _Run:
     def _key(self, record: Record, prompt: str) -> str:
         """Hash of the image's bytes, the prompt (for masks: their bytes) and the settings."""
         evidence = getattr(self.localizer, "evidence", None)
-        return self.cache.key(file_digest(record.path), str(record.frame), evidence(prompt) if evidence else prompt, self.settings)
+        return self.cache.key(content_digest(record), evidence(prompt) if evidence else prompt, self.settings)
 
     def stop_early(self) -> None:
         """Give up on a folder that the localizer was not made for, instead of refusing it image by image."""
@@ -220,15 +221,6 @@ class _Run:
                              "(look at a few images with mwm preview), or take another localizer.")
         found = [area for area in self.areas if area > 0]
         return LocalizeReport(out, len(self.areas), self.made, empty, sum(area == 1 for area in self.areas), sum(found) / len(found), len(self.skipped))
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, read in pieces."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _check_prompts(records: list[Record], prompt: str | None, localizer: Localizer) -> None:

@@ -6,19 +6,16 @@ relative name or stem as the image (see `mwm.data.MaskFolder`), or the one in th
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mwm.data import DataError, MaskFolder, ReadSettings, Record, read_mask
+from mwm.data import DataError, MaskFolder, MissingRegion, ReadSettings, Record, content_digest, match_size, read_record_mask
 from mwm.localize.protocol import UnsupportedImage, check_images
 
-_ASPECT = 0.02  # relative difference of aspect ratios that rounding of a resize explains
-_FRAME = re.compile(r"(.+)#(\d+)")
+_FRAME = re.compile(r"(.+)#([a-z]\w*)")
 
 
 class MapsLocalizer:
@@ -38,25 +35,24 @@ class MapsLocalizer:
     gives_regions = True
 
     def __init__(self, checkpoint: str | Path | None = None, *, read: ReadSettings | None = None) -> None:
-        self._masks = MaskFolder(checkpoint)
-        self._read_settings = read
+        self._masks = None if checkpoint is None else MaskFolder(checkpoint)
+        self._settings = read or ReadSettings()
 
     def prompt_for(self, record: Record) -> str:
-        """The file that holds the region of a record; a slice of a volume adds "#n".
+        """The file that holds the region of a record; a slice of a volume adds "#" and the slice.
 
         Raises:
             DataError: there is no mask, or more than one.
         """
-        path = self._masks.find(record)
+        path = (self._masks.find(record) if self._masks else None) or record.mask
+        if path is None:
+            raise MissingRegion(f"maps: there is no mask for {record.name}. Add one of the same name, or leave the image out.")
         return str(path) if record.frame is None else f"{path}#{record.frame}"
 
     def evidence(self, prompt: str) -> str:
         """Hash of the mask's bytes: what a cached region depends on instead of a text."""
-        path, frame = _split(prompt)
-        try:
-            return f"{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()} {frame}"
-        except OSError as error:
-            raise DataError(f"maps: the mask {path.name} cannot be read ({error.strerror}).") from error
+        mask = _record(prompt)
+        return f"{content_digest(mask)} {mask.frame}"
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The masks that the prompts name, at the size of the images. float [B, C, H, W], B file names → float32 [B, H, W]"""
@@ -66,22 +62,16 @@ class MapsLocalizer:
         return torch.stack(maps).to(images.device) if maps else images.new_zeros((0, *size), dtype=torch.float32)
 
     def _read(self, prompt: str, size: tuple[int, int]) -> Tensor:
-        """One mask. float32 [H, W] in [0, 1]"""
-        path, frame = _split(prompt)
+        """One mask at the size of its image. float32 [H, W]"""
+        mask = _record(prompt)
         try:
-            mask = read_mask(path, frame=frame, settings=self._read_settings)
+            return match_size(read_record_mask(mask.path, mask, self._settings), size, mask.path.name)
         except (DataError, OSError) as error:
-            raise UnsupportedImage(f"maps: the mask of this image cannot be read ({error})") from error
-        height, width = mask.shape
-        if (height, width) == size:
-            return mask
-        if abs(height * size[1] - width * size[0]) > _ASPECT * max(height * size[1], width * size[0]):
-            raise UnsupportedImage(f"maps: mask must have the aspect ratio of its image, got a mask of {height}x{width} for an image of {size[0]}x{size[1]} pixels. "
-                                   "Give the mask of this image at its own size.")
-        return F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False, antialias=True)[0, 0].clamp(0, 1)
+            raise UnsupportedImage(f"maps: {error}") from error
 
 
-def _split(prompt: str) -> tuple[Path, int | None]:
-    """File and slice of a prompt."""
+def _record(prompt: str) -> Record:
+    """File and slice that a prompt names."""
     match = _FRAME.fullmatch(prompt)
-    return (Path(match[1]), int(match[2])) if match and not Path(prompt).is_file() else (Path(prompt), None)
+    path, frame = (Path(match[1]), match[2]) if match and not Path(prompt).is_file() else (Path(prompt), None)
+    return Record(path=path, name=path.name if frame is None else f"{path.name}#{frame}", id=0, frame=frame)
