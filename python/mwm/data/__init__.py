@@ -11,12 +11,14 @@ from .records import ImageList, Record, assign_ids, image_id
 from .regions import MaskColumn, RegionCache, RegionMaps, RegionStore, open_regions
 from .sampler import EpochSampler
 from .settings import ReadSettings
-from .shipped import demo_folder
+from .scans import demo_folder
 from .skipped import SkippedFiles
-from .statistics import Statistics, image_statistics, scan
+from .statistics import image_statistics, scan
+from .table import COLUMNS
 from .transform import JointTransform
 
 __all__ = [
+    "COLUMNS",
     "DataError",
     "EpochSampler",
     "ImageList",
@@ -31,7 +33,6 @@ __all__ = [
     "RegionMaps",
     "RegionStore",
     "SkippedFiles",
-    "Statistics",
     "UnreadableImage",
     "assign_ids",
     "collate",

@@ -36,13 +36,13 @@ class PretrainDataset(Dataset):
     Args:
         records: The images.
         settings: How they are read.
-        regions: A folder of `mwm localize`, a folder of masks, "mask" for the CSV's column, a store, maps by id, or None.
+        regions: A folder of `mwm localize`, a folder of masks, "masks" for the CSV's column, a store, maps by id, or None.
         transform: `JointTransform`, or None for images at `settings.size`.
         channels: Grey ↔ colour conversion; None keeps the file's.
         seed: Of the transform.
         view: Number of the view within the epoch.
-        cache: Decoded images: "ram" (per process; forked workers share what was read before), "disk", or None.
-        cache_folder: Of the disk cache; default `$XDG_CACHE_HOME/mwm/images`, else `~/.cache/mwm/images`. Entries are named by a
+        cache: Decoded images: "ram" (per process; forked workers share what was read before), "disk" (in
+            `$XDG_CACHE_HOME/mwm/images`, else `~/.cache/mwm/images`), another folder for it, or None. Entries on disk are named by a
             hash of content and settings and hold pixels only.
 
     Raises:
@@ -51,12 +51,11 @@ class PretrainDataset(Dataset):
 
     def __init__(self, records: Sequence[Record], settings: ReadSettings | None = None, regions: str | Path | RegionStore | Mapping[int, Tensor] | None = None,
                  transform: Callable[..., tuple[Tensor, Tensor]] | None = None, *, channels: int | None = None, seed: int = 0, view: int = 0,
-                 cache: str | None = None, cache_folder: str | Path | None = None) -> None:
-        if cache not in (None, "ram", "disk"):
-            raise DataError(f"data set: cache must be ram or disk, got {cache!r}.")
+                 cache: str | Path | None = None) -> None:
         self.records, self.settings, self.transform = list(records), settings or ReadSettings(), transform
-        self.channels, self.seed, self.view, self.cache = channels, seed, view, cache
-        self.cache_folder = Path(cache_folder).expanduser() if cache_folder is not None else default_cache_folder()
+        self.channels, self.seed, self.view = channels, seed, view
+        self.in_ram = str(cache) == "ram"
+        self.cache_folder = None if cache is None or self.in_ram else default_cache_folder() if str(cache) == "disk" else Path(cache).expanduser()
         self.regions = None if regions is None else open_regions(regions)
         self._ram: dict[int, tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]] = {}
         self._digests: dict[int, str] = {}
@@ -105,8 +104,8 @@ class PretrainDataset(Dataset):
         """Quantised image uint16 [C, H, W], the size of the stored one, and its pixel spacing."""
         if index in self._ram:
             return self._ram[index]
-        found = self._from_disk(index) if self.cache == "disk" else self._decode(index)
-        if self.cache == "ram":
+        found = self._from_disk(index, self.cache_folder) if self.cache_folder is not None else self._decode(index)
+        if self.in_ram:
             self._ram[index] = found
         return found
 
@@ -114,11 +113,11 @@ class PretrainDataset(Dataset):
         image, stored, spacing = decode(self.records[index], self.settings, channels=self.channels)
         return (image.numpy() * _LEVELS).round().astype(np.uint16), stored, spacing
 
-    def _from_disk(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+    def _from_disk(self, index: int, folder: Path) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
         if index not in self._digests:
             self._digests[index] = content_digest(self.records[index])
         key = blob.key(self._digests[index], repr(sorted(self.settings.to_dict().items())), str(self.channels))
-        path = self.cache_folder / key[:2] / f"{key[2:]}.image"
+        path = folder / key[:2] / f"{key[2:]}.image"
         try:
             values, facts = blob.read_array(path), blob.read_array(path.with_suffix(".size"))
         except (OSError, blob.CorruptEntry):
@@ -127,7 +126,7 @@ class PretrainDataset(Dataset):
                 blob.write_array(path.with_suffix(".size"), np.array([*stored, *(spacing or (0, 0))], np.float32), packed=False)
                 blob.write_array(path, values, packed=False)
             except OSError as error:
-                raise DataError(f"data set: the disk cache in {self.cache_folder} cannot be written ({error.strerror}). Free some space, or leave out --cache disk.") from error
+                raise DataError(f"data set: the disk cache in {folder} cannot be written ({error.strerror}). Free some space, or leave out --cache disk.") from error
             return values, stored, spacing
         spacing = (float(facts[2]), float(facts[3])) if facts[2] > 0 else None
         return values, (int(facts[0]), int(facts[1])), spacing

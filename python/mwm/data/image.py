@@ -18,7 +18,7 @@ from .records import Record
 from .settings import ReadSettings
 
 
-def read_image(image: str | Path | Record, settings: ReadSettings | None = None, *, channels: int | None = None, **overrides: Any) -> Tensor:
+def read_image(image: str | Path | Record, settings: ReadSettings | None = None, channels: int | None = None, **overrides: Any) -> Tensor:
     """Read one image.
 
     Args:
@@ -37,13 +37,13 @@ def read_image(image: str | Path | Record, settings: ReadSettings | None = None,
     return decode(image, settings, channels=channels, **overrides)[0]
 
 
-def decode(image: str | Path | Record, settings: ReadSettings | None = None, *, channels: int | None = None, **overrides: Any) -> tuple[Tensor, tuple[int, int], tuple[float, float] | None]:
+def decode(image: str | Path | Record, settings: ReadSettings | None = None, channels: int | None = None, **overrides: Any) -> tuple[Tensor, tuple[int, int], tuple[float, float] | None]:
     """`read_image`, the image's own size before `settings.size`, and its pixel spacing where known."""
     settings = replace(settings or ReadSettings(), **overrides) if overrides else settings or ReadSettings()
     path, frame, name = (image.path, image.frame, image.name) if isinstance(image, Record) else (Path(image), None, Path(image).name)
     try:
-        if frame is not None and frame[:1] in "xyz" and frame[0] != settings.slice_axis:
-            raise DataError(f"read_image: {name} is a slice along {frame[0]}, but slice_axis is {settings.slice_axis}. Pass the same settings to read_list.")
+        if frame is not None and frame[:1] in "xyz" and frame[0] != settings.axis:
+            raise DataError(f"read_image: {name} is a slice along {frame[0]}, but slice_axis is {settings.slice_axis} ({settings.axis}). Pass the same settings to read_list.")
         raw = readers.read(path, frame, settings)
         values = torch.from_numpy(map_intensity(raw, settings))
         stored = (int(values.shape[1]), int(values.shape[2]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import readers
@@ -15,7 +15,7 @@ from .table import Row, has_file_column, read_table, read_text_list
 from .walk import expand_glob, has_wildcard, walk
 
 
-def read_list(images: str | Path, *, split: str | None = None, root: str | Path | None = None, settings: ReadSettings | None = None) -> ImageList:
+def read_list(images: str | Path | Sequence[Record], *, split: str | None = None, root: str | Path | None = None, settings: ReadSettings | None = None) -> ImageList:
     """List the images that IMAGES names.
 
     * A folder: all PNG, JPEG, TIFF, DICOM and NIfTI files below it; hidden ones are left out. A folder that holds an
@@ -29,7 +29,7 @@ def read_list(images: str | Path, *, split: str | None = None, root: str | Path 
     (the folder, the glob's part before the first wildcard, the folder of the list, or `root`), not on where that is.
 
     Args:
-        images: What the user typed.
+        images: What the user typed; a single image file, such as one volume, is a list too. Records are taken as they are.
         split: Keep only rows of this split of an index CSV.
         root: For lists and CSVs: folder that paths start from and must stay in, instead of the list's own. For a
             folder: folder that links may lead into.
@@ -43,6 +43,8 @@ def read_list(images: str | Path, *, split: str | None = None, root: str | Path 
             twice, or absurdly many files; one sentence.
     """
     settings = settings or ReadSettings()
+    if not isinstance(images, (str, Path)):
+        return ImageList(_of_split(list(images), split), Path(root or "."))
     text = str(images)
     path = Path(text).expanduser()
     if not text.strip() or "\0" in text:
@@ -56,10 +58,12 @@ def read_list(images: str | Path, *, split: str | None = None, root: str | Path 
             if not rows:
                 raise DataError(f"images: {_shown(path)} must hold PNG, JPEG, TIFF, DICOM or NIfTI files, got none. Check the path.")
     elif path.is_file():
-        if readers.is_image_name(path):
-            raise DataError(f"images: IMAGES must be a folder, glob, text list or index CSV, got the single file {path.name}. Give its folder, or a glob that matches it.")
         base = _root(root, path.parent)
-        rows = read_table(path, base) if path.suffix.lower() == ".csv" else read_text_list(path, base)
+        if readers.is_image_name(path):
+            rows = [Row(path.name)]
+            base = path.parent
+        else:
+            rows = read_table(path, base) if path.suffix.lower() == ".csv" else read_text_list(path, base)
     elif has_wildcard(text):
         base, found = expand_glob(text)
         rows = _from_files(found, base)

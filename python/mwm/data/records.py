@@ -39,7 +39,7 @@ class Record:
     frame: str | None = None
 
     @property
-    def key(self) -> str:
+    def hashed(self) -> str:
         """The id in eight hexadecimal digits: the name of the image in logs, trackers, caches and shared figures."""
         return f"{self.id:08x}"
 

@@ -123,7 +123,7 @@ class RegionCache:
 
     def has(self, record: Record) -> bool:
         """Whether an image has a region."""
-        return record.key in self._fresh or record.key in self._keys
+        return record.hashed in self._fresh or record.hashed in self._keys
 
     def __len__(self) -> int:
         return len({**self._keys, **self._fresh})
@@ -183,7 +183,7 @@ class MaskColumn:
 
 
 def open_regions(regions: str | Path | RegionStore | Mapping[int, Tensor]) -> RegionStore:
-    """What `--regions` names: a folder made by `mwm localize`, a folder of masks named like the images, or "mask" for that column of the CSV.
+    """What `--regions` names: a folder made by `mwm localize`, a folder of masks named like the images, or "masks" for the column `mask` of the CSV.
 
     Raises:
         DataError: it is none of these.
@@ -193,7 +193,7 @@ def open_regions(regions: str | Path | RegionStore | Mapping[int, Tensor]) -> Re
     if not isinstance(regions, (str, Path)):
         return regions
     folder = Path(regions).expanduser()
-    if str(regions) == "mask" and not folder.exists():
+    if str(regions) == "masks" and not folder.exists():
         return MaskColumn()
     if (folder / INDEX).is_file():
         return RegionCache(folder)

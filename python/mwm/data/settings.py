@@ -10,10 +10,10 @@ from typing import Any
 from .errors import DataError
 
 INTENSITIES = ("auto", "percentile", "minmax")
-AXES = ("z", "y", "x")
-_AXIS_WORDS = {"axial": "z", "coronal": "y", "sagittal": "x"}
+AXES = (0, 1, 2)
+_AXIS_WORDS = {"sagittal": 0, "coronal": 1, "axial": 2, "x": 0, "y": 1, "z": 2}
 ORIENTATIONS = ("canonical", "stored")
-ASPECTS = ("stretch", "pad", "crop")
+ASPECTS = ("pad", "stretch", "crop")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class ReadSettings:
             "minmax": lowest to highest value of the same.
             "window=C,W": C - W/2 to C + W/2 in stored units after the rescale slope and intercept (HU for CT).
             Values outside are clipped. MONOCHROME1 and MINISWHITE images are inverted after it.
-        slice_axis: Normal of the slices of a volume: "z" (axial), "y" (coronal), "x" (sagittal) in canonical orientation;
-            with orientation "stored" the third, second, first stored axis.
+        slice_axis: Axis of a volume that its slices are perpendicular to, after orientation: 2 (axial in canonical orientation), 1
+            (coronal), 0 (sagittal). The words, and "z", "y", "x", are understood too.
         orientation: "canonical" turns NIfTI slices to radiological view (anterior or superior up, the patient's left at image right)
             and applies the EXIF orientation of photographs; "stored" leaves the stored order.
-        aspect: How an image meets `size`: "stretch" (default: no dead border, and the shape of the scan, which often differs by
-            hospital and by diagnosis, is no cue), "pad" (zeros around), "crop" (centre). "pad" and "crop" use the pixel spacing where it is given.
+        aspect: How an image of another shape meets `size`: "pad" (zeros around; the border's width tells the shape of the scan, which may
+            differ by hospital and diagnosis), "stretch", or "crop" (centre). "pad" and "crop" use the pixel spacing where it is given.
         size: (height, width) in pixels of what `read_image` returns; None for that of the file.
 
     Raises:
@@ -41,9 +41,9 @@ class ReadSettings:
     """
 
     intensity: str = "auto"
-    slice_axis: str = "z"
+    slice_axis: int = 2
     orientation: str = "canonical"
-    aspect: str = "stretch"
+    aspect: str = "pad"
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -55,9 +55,14 @@ class ReadSettings:
         self.window  # noqa: B018  (checks the text)
         for name, known in (("slice_axis", AXES), ("orientation", ORIENTATIONS), ("aspect", ASPECTS)):
             if getattr(self, name) not in known:
-                raise DataError(f"read settings: {name} must be {' | '.join(known)}, got {getattr(self, name)!r}.")
+                raise DataError(f"read settings: {name} must be {' | '.join(map(str, known))}, got {getattr(self, name)!r}.")
         if self.size is not None and not (len(self.size) == 2 and all(isinstance(edge, int) and 0 < edge <= 8192 for edge in self.size)):
             raise DataError(f"read settings: size must be (height, width) in 1 … 8192 pixels, got {self.size!r}.")
+
+    @property
+    def axis(self) -> str:
+        """The slice axis as a letter, as in `Record.frame`."""
+        return "xyz"[self.slice_axis]
 
     @property
     def window(self) -> tuple[float, float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,20 +16,6 @@ from .settings import ReadSettings
 from .skipped import SkippedFiles
 
 _STEPS = 65535
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation per channel over all pixels of all images, on values in [0, 1].
-
-    Attributes:
-        mean, std: One number per channel.
-        images: How many were read.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    images: int
 
 
 def scan(records: Sequence[Record], settings: ReadSettings | None = None, *, channels: int | None = None, workers: int = 0, strict: bool = False,
@@ -66,8 +51,8 @@ def scan(records: Sequence[Record], settings: ReadSettings | None = None, *, cha
     return kept, skipped
 
 
-def image_statistics(dataset: PretrainDataset, *, workers: int = 0, progress: bool = False) -> Statistics:
-    """Mean and standard deviation, from exact integer sums, so that neither order nor worker count matters.
+def image_statistics(dataset: PretrainDataset, *, workers: int = 0, progress: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over all pixels of all images, on values in [0, 1]; from exact integer sums, so that neither order nor worker count matters.
 
     Args:
         dataset: Without a transform; all its images readable.
@@ -94,7 +79,7 @@ def image_statistics(dataset: PretrainDataset, *, workers: int = 0, progress: bo
     mean = tuple(total / (pixels * _STEPS) for total in totals)
     # The variance of integers is exact: n Σx² - (Σx)² in Python integers, divided once.
     std = tuple(((pixels * square - total * total) / (pixels * pixels)) ** 0.5 / _STEPS for total, square in zip(totals, squares, strict=True))
-    return Statistics(mean, std, len(dataset))
+    return mean, std
 
 
 class _Looks(Dataset):

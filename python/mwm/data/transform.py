@@ -33,7 +33,7 @@ class JointTransform:
         DataError: a range is not 0 < low <= high (<= 1 for the scale).
     """
 
-    def __init__(self, size: int | tuple[int, int], crop_scale: tuple[float, float] = (1.0, 1.0), crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True) -> None:
+    def __init__(self, size: int | tuple[int, int], crop_scale: tuple[float, float] = (0.67, 1.0), crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.crop_scale, self.crop_ratio, self.flip = tuple(crop_scale), tuple(crop_ratio), bool(flip)
         if min(self.size) < 1:

@@ -24,7 +24,7 @@ _CT_LOW = -500.0  # no MRI or PET reaches so low; CT has air at -1000 HU
 def frames(path: Path, settings: ReadSettings) -> list[str]:
     """"z0", "z1", … along `settings.slice_axis`; with "t0", "t1", … behind for the volumes of a 4-D file."""
     image = _open(path)
-    shape, axis = image.shape, settings.slice_axis
+    shape, axis = image.shape, settings.axis
     turn = _turn(image, settings.orientation)
     stored = _AXIS[axis] if turn is None else [int(k) for k in turn[:, 0]].index(_AXIS[axis])
     length = shape[stored]
