@@ -134,12 +134,15 @@ def not_a_scan(n: int, photos: list[np.ndarray], scans: Tensor, generator: torch
         noise = smooth_noise(1, int(torch.randint(3, 60, (1,), generator=generator)), generator)[0]
         if pick < 5 and photos:
             photo = photos[int(torch.randint(0, len(photos), (1,), generator=generator))]
-            side = int(min(photo.shape) * (0.3 + 0.7 * float(torch.rand(1, generator=generator))))
+            side = int(min(photo.shape[:2]) * (0.3 + 0.7 * float(torch.rand(1, generator=generator))))
             row = int(torch.randint(0, photo.shape[0] - side + 1, (1,), generator=generator))
             column = int(torch.randint(0, photo.shape[1] - side + 1, (1,), generator=generator))
-            crop = torch.from_numpy(photo[row : row + side, column : column + side].copy()).float()[None, None]
-            crop = F.interpolate(crop, (SIZE, SIZE), mode="bilinear", antialias=True)[0]
-            out[k] = crop.flip(-1) if float(torch.rand(1, generator=generator)) < 0.5 else crop
+            mix = torch.rand(3, generator=generator)
+            crop = torch.from_numpy(photo[row : row + side, column : column + side].copy()) @ (mix / mix.sum())
+            crop = F.interpolate(crop[None, None], (SIZE, SIZE), mode="bilinear", antialias=True)
+            crop = torch.rot90(crop, int(torch.randint(0, 4, (1,), generator=generator)), (2, 3))
+            crop = curve(crop, generator, monotone=True) if float(torch.rand(1, generator=generator)) < 0.4 else crop
+            out[k] = crop.flip(3)[0] if float(torch.rand(1, generator=generator)) < 0.5 else crop[0]
         elif pick == 5:
             out[k] = noise
         elif pick == 6:

@@ -18,6 +18,7 @@ from PIL import Image
 from prepare import LEFT, RIGHT, TUMOUR, read_label, read_pseudo, read_rows
 from prompts import HELD_OUT
 from scipy import ndimage
+from train import PHOTOS
 
 from mwm.localize.tiny import WEIGHTS, TinyLocalizer
 from mwm.localize.tiny_text import STRUCTURES
@@ -93,7 +94,9 @@ def measure(data: Path, pseudo_folder: Path, split: str) -> dict[str, object]:
                     if name in ("left_lung", "right_lung"):
                         wrong = target_of("right_lung" if name == "left_lung" else "left_lung", label, "")
                         rows["side"][f"{prompts[name]} on {dataset}"].append((float((mask & wrong).sum() / max(1, wrong.sum())), patient))
-    result: dict[str, object] = {key: summary(value, rng) for key, value in rows.items()}
+    result: dict[str, object] = {"fingerprint": localizer.fingerprint} | {key: summary(value, rng) for key, value in rows.items()}
+    everything = [pair for pairs in rows["absent"].values() for pair in pairs]
+    result["other anatomy"] = interval([v for v, _ in everything], [g for _, g in everything], rng)
     result["refused"] = len(refused)
     return result
 
@@ -136,11 +139,26 @@ def other_sets(data: Path) -> dict[str, list[float]]:
         if row["mask"]:
             truth = np.asarray(Image.open(data / "brain_mri_lgg_nc" / row["mask"]).convert("L")) > 127
             rows["dice, brain tumour on FLAIR with glioma"].append((dice(found, truth), row["patient"]))
-            rows["pixels of the tumour's box found"].append((float(found[_box(truth)].any()), row["patient"]))
+            rows["share of tumours with a pixel found"].append((float(found[_box(truth)].any()), row["patient"]))
         else:
             rows["coverage, brain tumour on tumour-free FLAIR slices"].append((float(found.mean()), row["patient"]))
             rows["share of tumour-free slices with any pixel found"].append((float(found.any()), row["patient"]))
     return summary(rows, rng)
+
+
+def photographs() -> dict[str, bool]:
+    """Whether photographs that training did not see, as grey images, are refused; empty where the packages that ship them are absent."""
+    try:
+        import skimage
+        import sklearn
+    except ImportError:
+        return {}
+    localizer, answers = TinyLocalizer("cpu"), {}
+    folders = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
+    for path in sorted(p for folder in folders for p in folder.iterdir() if p.suffix in {".png", ".jpg"}):
+        if path.stem not in PHOTOS:
+            answers[path.stem] = localizer.modality(load(path))[0] == "other"
+    return answers
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -167,15 +185,21 @@ def main() -> None:
     result["every paraphrase"] = each_paraphrase(arguments.data, arguments.pseudo, arguments.split)
     if arguments.split == "test":
         result["lgg"] = other_sets(arguments.data)
+        result["photographs refused"] = photographs()
     print(json.dumps(result, indent=1))
     if arguments.split != "test":
         return
     (WEIGHTS.parent / "tiny_metrics.json").write_text(json.dumps(result, indent=1) + "\n")
-    tables = [table("Dice", result["dice"]), table("Dice, held-out paraphrases", result["paraphrase"]),
+    free = "coverage, brain tumour on tumour-free FLAIR slices"
+    absence = {"other anatomy (every wrong modality x structure)": result["other anatomy"],
+               "tumour prompt on tumour-free slices (brain_mri_lgg_nc, evaluation only)": result["lgg"][free]}
+    photos = result["photographs refused"]
+    tables = [table("Dice", result["dice"]), table("Absence: coverage", absence, percent=True), table("Dice, held-out paraphrases", result["paraphrase"]),
               table("Coverage, other anatomy", result["absent"], percent=True),
               table("Coverage, another kind of tumour", result["kind_absent"], percent=True),
               table("Share of the other lung covered", result["side"], percent=True),
-              table("FLAIR set (evaluation only)", result["lgg"]), f"Test scans refused as no known modality: {result['refused']}."]
+              table("FLAIR set (evaluation only)", result["lgg"]), f"Test scans refused as no known modality: {result['refused']}. Grey photographs and drawings never seen in training that are refused: "
+              f"{sum(photos.values())} of {len(photos)} (not: {', '.join(k for k, v in photos.items() if not v) or 'none'})."]
     lines = ["| held-out paraphrase | Dice |", "|---|---|"] + [f"| {k} | {v:.3f} |" for k, v in result["every paraphrase"].items()]
     card = WEIGHTS.parent / "tiny_card.md"
     head, rest = card.read_text().split("<!-- figures -->")

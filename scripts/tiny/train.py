@@ -34,7 +34,7 @@ SHARES = (0.52, 0.28, 0.2)  # of a batch: brain_mri, chest_xray, chest_ct
 OTHERS = 3
 ABSENT_WEIGHT = 0.4
 # Photographs without copyright or CC0, as scikit-image ships them; the ones not named here stay unseen for evaluation.
-PHOTOS = ("astronaut", "camera", "rocket", "brick", "grass", "gravel", "hubble_deep_field", "moon", "cell")
+PHOTOS = ("astronaut", "camera", "rocket", "brick", "grass", "gravel", "hubble_deep_field", "moon", "cell", "chelsea", "coffee", "coins", "retina", "page", "text")
 
 
 def targets_of(labels: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def loss_of(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 
 
 def load_photos() -> list[np.ndarray]:
-    """Grey photographs that scikit-image ships; none where it is not installed. float32 [H, W] each"""
+    """Photographs that scikit-image ships; none where it is not installed. float32 [H, W, 3] each"""
     try:
         import skimage
         from PIL import Image
@@ -88,7 +88,7 @@ def load_photos() -> list[np.ndarray]:
         return []
     folder = Path(skimage.__file__).parent / "data"
     paths = [p for name in PHOTOS for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.exists()]
-    return [np.asarray(Image.open(p).convert("L"), np.float32) / 255 for p in paths]
+    return [np.asarray(Image.open(p).convert("RGB"), np.float32) / 255 for p in paths]
 
 
 class Batches(torch.utils.data.IterableDataset):

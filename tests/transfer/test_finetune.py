@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mwm.train import load_encoder
 from mwm.transfer import FinetuneConfig, TransferError, finetune
-from mwm.transfer.images import CaseImages
+from mwm.transfer.images import CaseImages, decode_cases
 from mwm.transfer.labelled import read_labelled
 from mwm.transfer.network import parameter_groups
 
@@ -41,7 +41,8 @@ def test_drawn_classes_are_learnt_and_results_are_complete(linear_probe: bool, r
     test = [row for row in rows if row["split"] == "test"]
     assert np.mean([row["label"] == row["predicted"] for row in test]) == report["test"]["accuracy"]["value"]
     assert all(abs(float(row["p_along"]) + float(row["p_across"]) - 1) < 1e-4 for row in rows)
-    assert Image.open(out / "confusion.png").size[0] > 100
+    with Image.open(out / "confusion.png") as picture:
+        assert picture.size[0] > 100
     assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.csv", "history.csv", "confusion.png",
                                                "probe.safetensors" if linear_probe else "model.safetensors"}
 
@@ -63,7 +64,7 @@ def test_stored_weights_give_the_stored_predictions(run: Path, index: Path, tmp_
     data = read_labelled(index)
     encoder = load_encoder(run, num_classes=2)
     encoder.model.load_state_dict(load_file(str(out / "model.safetensors")))
-    images = CaseImages(data.of("test"), encoder.preprocessing)
+    images = CaseImages(data.of("test"), decode_cases(data.of("test"), encoder.preprocessing)[0], encoder.preprocessing)
     with torch.no_grad():
         chances = torch.softmax(encoder.model.eval()(torch.stack([images[k][0] for k in range(len(images))])), 1)
     with (out / "predictions.csv").open() as stream:
@@ -126,3 +127,13 @@ def test_folder_without_an_encoder_is_refused_in_one_sentence(index: Path, tmp_p
     with pytest.raises(ValueError, match=r"encoder\.safetensors") as caught:
         finetune(config(tmp_path / "empty", index, tmp_path / "out"))
     assert "\n" not in str(caught.value)
+
+
+def test_unreadable_file_is_left_out_and_listed_or_fatal_with_strict(run: Path, index: Path, tmp_path: Path) -> None:
+    (index.parent / "images" / "p00_0.png").write_bytes(b"no image")
+    out = finetune(config(run, index, tmp_path / "out", linear_probe=True))
+    assert "p00_0.png" in (out / "skipped.csv").read_text()
+    assert sum(json.loads((out / "metrics.json").read_text())["images"]["train"].values()) == 35
+    with pytest.raises(ValueError, match=r"p00_0\.png"):
+        finetune(config(run, index, tmp_path / "strict", linear_probe=True, strict=True))
+    assert not (tmp_path / "strict").exists()

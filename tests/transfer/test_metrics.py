@@ -22,6 +22,17 @@ def test_figures_equal_their_definitions_on_a_hand_made_case() -> None:
     assert confusion(truth, answers).tolist() == [[2, 1], [0, 1]]
 
 
+def test_figures_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        truth, probabilities = np.append(rng.integers(0, 4, 60), [0, 1, 2, 3]), rng.random((64, 4)).round(1)
+        assert macro_f1(truth, probabilities) == pytest.approx(f1_score(truth, probabilities.argmax(1), average="macro", zero_division=0))
+        assert balanced_accuracy(truth, probabilities) == pytest.approx(balanced_accuracy_score(truth, probabilities.argmax(1)))
+        assert auroc(truth, probabilities) == pytest.approx(np.mean([roc_auc_score(truth == k, probabilities[:, k]) for k in range(4)]))
+
+
 def test_auroc_is_the_chance_that_a_positive_scores_above_a_negative() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 60)

@@ -44,6 +44,7 @@ class FinetuneConfig:
     crop: float = _help(0.8, "least share of the image's area in a random crop; 1 = none")
     val_share: float = _help(0.2, "share of the training patients put aside for validation where DATA has no val split")
     test_share: float = _help(0.25, "share of the patients put aside for the test where DATA has no test split")
+    strict: bool = _help(False, "stop at an unreadable file instead of leaving it out")
     bootstrap: int = _help(2000, "draws of the intervals")
     seed: int = _help(0, "seed of splits, order, crops, head")
     workers: int = _help(0, "processes that read images")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,15 @@ class Labelled:
     def of(self, split: str) -> list[Case]:
         """Cases of one split."""
         return [case for case in self.cases if case.split == split]
+
+    def keep(self, names: Collection[str]) -> Labelled:
+        """Only the cases whose images have these names, checked again."""
+        cases = [case for case in self.cases if case.record.name in names]
+        if len(cases) == len(self.cases):
+            return self
+        check_splits(cases, self.classes)
+        note = f"{len(self.cases) - len(cases)} images cannot be read and are left out; skipped.csv lists them."
+        return replace(self, cases=tuple(cases), notes=(*self.notes, note))
 
 
 def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25, seed: int = 0) -> Labelled:
@@ -104,7 +113,7 @@ def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_
     if not any(case.split == "val" for case in cases):
         cases = _divide(cases, "train", "val", "train", val_share, seed + 1, classes)
         notes.append(f"DATA has no val split: {val_share:.0%} of the training patients of each class were put aside (seed {seed}).")
-    _check(cases, classes)
+    check_splits(cases, classes)
     return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes))
 
 
@@ -155,7 +164,12 @@ def _unit(case: Case) -> str:
     return case.patient or f"image {case.record.id} {case.record.name}"
 
 
-def _check(cases: list[Case], classes: Sequence[str]) -> None:
+def check_splits(cases: Sequence[Case], classes: Sequence[str]) -> None:
+    """Refuse splits that share a patient, or that lack a class, or that hold a class unknown to training.
+
+    Raises:
+        TransferError: with what is wrong and what to do.
+    """
     where: dict[str, set[str]] = {}
     for case in cases:
         if case.patient:

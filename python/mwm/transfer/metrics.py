@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,9 +24,10 @@ def balanced_accuracy(truth: NDArray, probabilities: NDArray) -> float:
 
 def macro_f1(truth: NDArray, probabilities: NDArray) -> float:
     """Mean F1 over the classes that occur in truth or prediction. truth int [N], probabilities [N, K]"""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(truth, probabilities.argmax(1), average="macro", zero_division=0.0))
+    counts = confusion(truth, probabilities)
+    named = counts.sum(0) + counts.sum(1)
+    occurs = named > 0
+    return float((2 * np.diag(counts)[occurs] / named[occurs]).mean())
 
 
 def auroc(truth: NDArray, probabilities: NDArray) -> float:
@@ -40,14 +40,20 @@ def auroc(truth: NDArray, probabilities: NDArray) -> float:
     Returns:
         NaN where fewer than two classes occur; classes that do not occur are left out of the mean.
     """
-    from sklearn.metrics import roc_auc_score
-
     classes = [k for k in range(probabilities.shape[1]) if (truth == k).any()]
     if len(classes) < 2:
         return float("nan")
     if probabilities.shape[1] == 2:
-        return float(roc_auc_score(truth == 1, probabilities[:, 1]))
-    return float(np.mean([roc_auc_score(truth == k, probabilities[:, k]) for k in classes]))
+        return _rank_auroc(truth == 1, probabilities[:, 1])
+    return float(np.mean([_rank_auroc(truth == k, probabilities[:, k]) for k in classes]))
+
+
+def _rank_auroc(positive: NDArray, scores: NDArray) -> float:
+    """Mann-Whitney: the chance that a positive scores above a negative, ties counting half. positive bool [N], scores [N]"""
+    from scipy.stats import rankdata
+
+    n_in, n_out = int(positive.sum()), int((~positive).sum())
+    return float((rankdata(scores)[positive].sum() - n_in * (n_in + 1) / 2) / (n_in * n_out))
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
@@ -75,13 +81,11 @@ def bootstrap(metric: Metric, truth: NDArray, probabilities: NDArray, groups: Se
     rows = np.split(order, np.cumsum(np.bincount(owner))[:-1])
     generator = np.random.default_rng(seed)
     draws = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sklearn warns of classes that a draw lacks; such draws are expected here
-        for _ in range(rounds):
-            chosen = np.concatenate([rows[k] for k in generator.integers(0, len(names), len(names))])
-            value = metric(truth[chosen], probabilities[chosen])
-            if np.isfinite(value):
-                draws.append(value)
+    for _ in range(rounds):
+        chosen = np.concatenate([rows[k] for k in generator.integers(0, len(names), len(names))])
+        value = metric(truth[chosen], probabilities[chosen])
+        if np.isfinite(value):
+            draws.append(value)
     if not draws:
         return float("nan"), float("nan")
     low, high = np.quantile(draws, (0.025, 0.975))

@@ -1,0 +1,128 @@
+"""What a task leaves behind: metrics.json, predictions.csv, confusion.png, history.csv and weights, written all or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import mwm
+from mwm import view
+from mwm.data import SkippedFiles
+from mwm.train.export import Encoder
+from mwm.transfer.config import FinetuneConfig
+from mwm.transfer.labelled import SPLITS, Labelled
+from mwm.transfer.metrics import METRICS, confusion
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fitted classifier's answers.
+
+    Attributes:
+        method: "linear probe" or "fine-tuning".
+        probabilities: By split, [N, K] each.
+        weights: Tensors to store.
+        weights_name: File name for them.
+        history: One row per epoch or per setting that was tried.
+        chosen: What the val split chose.
+    """
+
+    method: str
+    probabilities: dict[str, NDArray]
+    weights: dict[str, Tensor]
+    weights_name: str
+    history: list[dict[str, float]]
+    chosen: dict[str, Any]
+
+
+def open_results(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that would lose something.
+
+    Raises:
+        FileExistsError: it exists and is not empty, and `overwrite` is off, or it is no folder of results.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"finetune: out must be a new folder, got {out}, which exists. Choose another, or add --overwrite.")
+    if not out.is_dir() or not (out / "metrics.json").is_file():
+        raise FileExistsError(f"finetune: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
+
+
+def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Labelled, outcome: Outcome, figures: dict[str, Any], skipped: SkippedFiles, *,
+                  seconds: float, command: str | None) -> None:
+    """Write everything to a temporary folder beside `out`, then put it in place.
+
+    metrics.json holds no file names and no patients; predictions.csv is local and holds relative file names.
+    """
+    from safetensors.torch import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        test = data.of("test")
+        counts = confusion(np.array([case.label for case in test]), outcome.probabilities["test"])
+        report = {
+            "task": config.task, "method": outcome.method, "encoder": encoder.name, "classes": list(data.classes), **figures,
+            "confusion_test": counts.tolist(), "chosen_on_val": outcome.chosen,
+            "images": {split: _by_class(data, split) for split in SPLITS},
+            "patients": {split: len({case.patient for case in data.of(split)}) for split in SPLITS} if data.patients_known else None,
+            "notes": list(data.notes), "config": config.to_dict(), "command": command, "seconds": round(seconds, 1),
+            "versions": {"mwm": mwm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+        }
+        (temporary / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+        _write_predictions(temporary / "predictions.csv", data, outcome)
+        with (temporary / "history.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(outcome.history[0]))
+            writer.writeheader()
+            writer.writerows(outcome.history)
+        view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
+        metadata = {"format": "pt", "encoder": encoder.name, "classes": json.dumps(list(data.classes)), "mwm_version": mwm.__version__, "task": config.task}
+        save_file(outcome.weights, str(temporary / outcome.weights_name), metadata=metadata)
+        skipped.write(temporary / "skipped.csv")
+        for path in (temporary, *temporary.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _by_class(data: Labelled, split: str) -> dict[str, int]:
+    counts = np.bincount([case.label for case in data.of(split)], minlength=len(data.classes))
+    return {name: int(count) for name, count in zip(data.classes, counts, strict=True)}
+
+
+def _write_predictions(path: Path, data: Labelled, outcome: Outcome) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "split", "label", "predicted", *(f"p_{name}" for name in data.classes)])
+        for split in ("val", "test"):
+            for case, row in zip(data.of(split), outcome.probabilities[split], strict=True):
+                writer.writerow([case.record.name, split, data.classes[case.label], data.classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """Test figures as a table of text."""
+    basis = f"{figures['images']} images" + (f" of {figures['patients']} patients" if figures["patients"] is not None else "; patients not known")
+    lines = [f"test ({basis})"]
+    for name in METRICS:
+        value = figures[name]
+        shown = "not defined" if value["value"] is None else f"{value['value']:.3f}"
+        if value["low"] is not None and value["value"] is not None:
+            shown += f"   95 % interval {value['low']:.3f} to {value['high']:.3f}"
+        lines.append(f"  {name.replace('_', ' '):18s} {shown}")
+    return "\n".join(lines)
