@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from mwm.cli.regions import add_localizer, add_reading, add_refining
+from mwm.cli.regions import GEOMETRY, add_localizer, add_reading, add_refining, reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,10 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     given = vars(options)
     if "images" not in given and not given.get("vocabulary") and not given.get("list"):
         raise ValueError("localize: IMAGES must be a folder, glob, text list or index CSV, got none. Type `mwm localize IMAGES --prompt TEXT`.")
-    given.setdefault("images", None)
-    run_localize(**given)
+    if "maps" in given:
+        if given.get("localizer", "maps") != "maps":
+            raise ValueError(f"localize: --maps must go with --localizer maps, got --localizer {given['localizer']}. Leave one of them out.")
+        given.update(localizer="maps", checkpoint=given.pop("maps"))
+    read = reading(given)
+    run_localize(read=read, **{name: value for name, value in given.items() if name not in ("intensity", *GEOMETRY)})
     return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mwm.cli.flags import add_fields
-from mwm.cli.regions import REFINING, add_refining, refining
+from mwm.cli.regions import GEOMETRY, REFINING, add_geometry, add_refining, refining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, PretrainConfig, positional=("images",), skip=("read",))
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
     add_refining(parser)
+    add_geometry(parser.add_argument_group("images"))
 
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
@@ -37,6 +38,9 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     refine = refining(given)
     for name in REFINING:
         given.pop(name, None)
+    geometry = {name: given.pop(name) for name in GEOMETRY if name in given}
+    if geometry:
+        given["read"] = geometry
     if given.get("resume") and file is None and given.get("out"):
         config = PretrainConfig.from_run(given["out"], **given)
     elif file is not None:
@@ -50,11 +54,12 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
 
 def localize_for(config: Any, refine: dict[str, Any]) -> str:
     """The regions of a run's images, from its prompt, in the folder OUT.regions; what is there already is not computed again."""
+    from mwm.data import ReadSettings
     from mwm.localize import run_localize
 
     out = Path(config.out)
     folder = out.parent / f"{out.name}.regions"
     device = None if config.device == "auto" else config.device
     run_localize(images=config.images, prompt=config.prompt, out=str(folder), localizer=config.localizer, checkpoint=config.localizer_checkpoint,
-                 split=config.split, intensity=config.intensity, device=device, strict=config.strict, progress=config.progress, **refine)
+                 split=config.split, read=ReadSettings(intensity=config.intensity, **config.read), device=device, strict=config.strict, progress=config.progress, **refine)
     return str(folder)

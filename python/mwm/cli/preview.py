@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mwm.cli.regions import add_localizer, add_reading, add_refining, refining
+from mwm.cli.regions import add_localizer, add_reading, add_refining, reading, refining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +72,17 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if options.regions is None and options.prompt is None and policy.needs_region:
         raise ValueError('preview: a prompt or regions must be given, got neither. Add --prompt "both lungs" or --regions FOLDER, or use --policy uniform.')
     import torch
+    from tqdm import tqdm
 
-    from mwm.data import DataError, PretrainDataset, ReadSettings, read_list
+    from mwm.data import DataError, PretrainDataset, read_list
     from mwm.masking import format_statistics, region_statistics, survey_regions
 
     given, out = vars(options), Path(options.out)
     records = list(read_list(options.images, split=given.get("split")))
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
-    read = ReadSettings(size=size, **({"intensity": given["intensity"]} if "intensity" in given else {}))
-    dataset = PretrainDataset(records, read, regions, None)
+    dataset = PretrainDataset(records, reading(given, size=size), regions, None)
     samples, skipped = [], []
-    for index, record in enumerate(records):
+    for index, record in enumerate(tqdm(records, desc="reading images", unit="img", dynamic_ncols=True)):
         try:
             samples.append((index, dataset[index]["region"]))
         except DataError as error:
@@ -95,8 +95,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     survey = survey_regions([region for _, region in samples], grid, min_cover=policy.min_cover)
     statistics = region_statistics(survey, policy, grid=grid, ids=ids, seed=options.seed)
     print(format_statistics(statistics))
-    for line in skipped:
-        print(f"skipped {line}")
+    if skipped:
+        print(f"skipped {len(skipped)} files:", *skipped[:5], *([f"and {len(skipped) - 5} more"] if len(skipped) > 5 else []), sep="\n  ")
     if bool(survey.inside.flatten(1).any(1).any()) and policy.needs_region:
         policy = policy.with_empty_share(policy.mean_share(survey.inside))
     chosen = torch.linspace(0, len(samples) - 1, min(options.count, len(samples))).round().long().unique().tolist()
@@ -111,8 +111,8 @@ def _localized(given: dict[str, Any], out: Path) -> str:
     """Regions of all images from the prompt, in OUT/regions."""
     from mwm.localize import run_localize
 
-    shared = {name: given[name] for name in ("images", "prompt", "split", "intensity", "strict", "localizer", "checkpoint", "device") if name in given}
-    run_localize(out=str(out / "regions"), **shared, **refining(given))
+    shared = {name: given[name] for name in ("images", "prompt", "split", "strict", "localizer", "checkpoint", "device") if name in given}
+    run_localize(out=str(out / "regions"), read=reading(given), **shared, **refining(given))
     return str(out / "regions")
 
 

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-REFINING = ("method", "threshold", "components", "min_area", "expand", "soft")
+REFINING = ("method", "threshold", "min_peak", "min_area", "components", "expand", "soft")
+
+GEOMETRY = ("aspect", "slice_axis", "orientation")
 
 
 def add_localizer(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,7 @@ def add_refining(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-area", type=float, metavar="X", default=argparse.SUPPRESS, help="drop parts with a smaller share of the image")
     group.add_argument("--expand", type=float, metavar="X", default=argparse.SUPPRESS, help="replace each part by its box, scaled by X (1.0 … 1.5)")
     group.add_argument("--soft", action="store_true", default=argparse.SUPPRESS, help="keep the map's values inside the region")
+    group.add_argument("--min-peak", type=float, metavar="X", default=argparse.SUPPRESS, help="a map whose largest value is lower is empty (default: 0.1)")
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +37,23 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument("--split", metavar="NAME", default=argparse.SUPPRESS, help="take only rows of this split of an index CSV")
     group.add_argument("--intensity", metavar="TEXT", default=argparse.SUPPRESS, help="auto | percentile | window=C,W | minmax (default: auto)")
+    add_geometry(group)
     group.add_argument("--strict", action="store_true", default=argparse.SUPPRESS, help="stop at an unreadable file instead of skipping it")
+
+
+def add_geometry(group: argparse._ActionsContainer) -> None:
+    """How images of another shape, and volumes, are brought to images."""
+    group.add_argument("--aspect", choices=("pad", "stretch", "crop"), default=argparse.SUPPRESS, help="what happens to another aspect ratio (default: pad)")
+    group.add_argument("--slice-axis", type=int, choices=(0, 1, 2), default=argparse.SUPPRESS, help="axis along which a NIfTI volume is sliced (default: 2)")
+    group.add_argument("--orientation", choices=("canonical", "stored"), default=argparse.SUPPRESS,
+                       help="NIfTI: turn to the radiological view, or leave as stored (default: canonical)")
+
+
+def reading(options: Mapping[str, Any], **more: Any) -> Any:
+    """ReadSettings from the flags that were typed; `more` wins."""
+    from mwm.data import ReadSettings
+
+    return ReadSettings(**{**{name: options[name] for name in ("intensity", *GEOMETRY) if name in options}, **more})
 
 
 def refining(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _prompts(report: Report, found: Findings) -> None:
                    "nothing. Left is the patient's left, which stands on the right of the picture.")
     report.sheet(found.prompts, "One chest X-ray under three prompts.")
     report.sheet(found.cases, "From prompt to mask. The heat map becomes a region (threshold and largest components), the region decides which patches are hidden "
-                 "more often. Grey patches are hidden; the orange line is the region.")
+                 "more often. Grey patches are hidden; the orange line is the region. The scans were chosen because the structure is easy to see; the localizer errs on others, see its model card.")
 
 
 def _masks(report: Report, found: Findings) -> None:
@@ -118,7 +118,7 @@ def _race(report: Report, race: Race) -> None:
                    "Packed tiles compute the same numbers and skip what is hidden.")
     report.facts([(f"{race.ratios[DENSE]:.2f} ×", "faster than the dense network"), (f"{race.ratios[MASKED]:.2f} ×", "faster than mask-multiply"),
                   (f"{race.difference:.0e}", "largest difference of any feature from mask-multiply, relative"),
-                  (f"{race.gradient_difference:.0e}", "largest difference of any gradient, relative")])
+                  (f"{race.gradient_difference:.0e}", "difference of all gradients together, relative")])
     report.table(("Side", "Median of one step", "Time against packed tiles"),
                  [(name, f"{1000 * race.seconds[name]:.0f} ms", "1" if name == OURS else f"{race.ratios[name]:.2f} ×") for name in (OURS, DENSE, MASKED)],
                  f"Medians of {race.pairs} interleaved rounds on this machine; other work on it at the same time moves them.")

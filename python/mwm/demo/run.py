@@ -17,8 +17,8 @@ from mwm.demo.console import Console
 from mwm.demo.page import DISCLAIMER, Findings, build_report, probe_chart
 from mwm.demo.probe import run_probe
 from mwm.demo.race import DENSE, MASKED, run_race
-from mwm.demo.scans import Scans, load_scans, read_scans
-from mwm.localize import run_localize
+from mwm.demo.scans import ASPECT, Scans, load_scans, read_scans
+from mwm.localize import localize_folder
 from mwm.masking import stack_inside
 from mwm.view import save
 
@@ -78,12 +78,12 @@ class _Demo:
 
     def _see_regions(self, scans: Scans) -> None:
         self.console.begin("A prompt names a region")
-        localizer = mwm.create_localizer("tiny")
-        self.found.prompts, shares = parts.prompts_sheet(scans, localizer)
+        self.localizer = mwm.create_localizer("tiny")
+        self.found.prompts, shares = parts.prompts_sheet(scans, self.localizer)
         for prompt, share in shares:
             self.console.say(f"       “{prompt}” marks {100 * share:.1f} % of the X-ray")
         self._save(self.found.prompts, "1_prompts.png")
-        self.shown = parts.locate_shown(scans, localizer)
+        self.shown = parts.locate_shown(scans, self.localizer)
         self.policy, self.uniform = parts.policies()
         self.region_mask = parts.draw(self.policy, self.shown, seed=self.config.seed)
         self.found.cases = parts.cases_sheet(self.shown, self.region_mask, self.policy)
@@ -95,9 +95,9 @@ class _Demo:
         self.found.policies = parts.policies_sheet(self.shown, self.region_mask, uniform_mask, self.policy)
         self._save(self.found.policies, "3_uniform_and_region.png")
         self.regions = self.out / "regions"
-        run_localize(images=str(scans.index), out=str(self.regions), localizer="tiny", components=parts.REFINE.components)
         records = scans.records
-        dataset = PretrainDataset(records, ReadSettings(size=(parts.SIZE, parts.SIZE)), str(self.regions), None)
+        localize_folder(records, None, self.localizer, self.regions, parts.REFINE)
+        dataset = PretrainDataset(records, ReadSettings(size=(parts.SIZE, parts.SIZE), aspect=ASPECT), str(self.regions), None)
         self.inside = stack_inside((dataset[k]["region"] for k in range(len(records))), GRID, self.policy)
         ids = torch.tensor([record.id for record in records])
         self.policy = self.policy.with_empty_share(self.policy.mean_share(self.inside))

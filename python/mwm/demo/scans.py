@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from mwm.data import ReadSettings, Record, demo_folder, read_image, read_list
 
 PROMPTS = {"brain_mri": "brain tumour", "chest_ct": "lungs", "chest_xray": "both lungs"}
 TITLES = {"brain_mri": "Brain MRI", "chest_ct": "Chest CT", "chest_xray": "Chest X-ray"}
-SHOWN: dict[str, str] = {}
-"""The scan of each kind that the report shows, by name; the first of its kind where a name is missing."""
+SHOWN = {"brain_mri": "mri_008.jpg", "chest_ct": "ct_022.jpg", "chest_xray": "xray_044.jpg"}
+"""The scan of each kind that the report shows, chosen because the structure is easy to see; the first of its kind where it is missing."""
+
+ASPECT = "stretch"
+"""Padding would show the aspect ratio as black bars, and with it a clue to age and label that is no finding."""
 
 PROBED = ("bacterial_pneumonia", "viral_pneumonia")
 
@@ -57,9 +61,8 @@ def kind_of(record: Record) -> str:
 
 def load_scans() -> Scans:
     """Find the shipped scans."""
-    index = Path(demo_folder())
-    index = index / "index.csv" if index.is_dir() else index
-    records = list(read_list(index))
+    index = demo_folder() / "index.csv"
+    records = [dataclasses.replace(record, prompt=PROMPTS[kind_of(record)]) for record in read_list(index)]
     with index.open(newline="", encoding="utf-8") as file:
         rows = {(TITLES.get(Path(row["file"]).parts[0], row["file"]), row.get("source", ""), row.get("licence", "")) for row in csv.DictReader(file)}
     return Scans(index, records, sorted(rows))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mwm.demo.page import Training
 from mwm.demo.regions import Shown
-from mwm.demo.scans import Scans
+from mwm.demo.scans import ASPECT, Scans
 from mwm.masking import Policy
 from mwm.mim import RECOMMENDED_MIN_STD
 from mwm.train import PretrainConfig, load_encoder, pretrain
@@ -29,7 +29,7 @@ def configure(demo_seconds: float, scans: Scans, regions: Path, out: Path, *, qu
     """The demo's run: a ResNet-18 and a narrow decoder, small enough for a few minutes on two cores."""
     config = PretrainConfig(images=str(scans.index), out=str(out), regions=str(regions), encoder="resnet18", image_size=SIZE, patch_size=PATCH, channels=1,
                             decoder_width=256, optimizer="adamw", base_lr=4e-3, batch_size=32, min_std=RECOMMENDED_MIN_STD, epochs=1, warmup_epochs=0.1,
-                            panel_every=0, checkpoint_minutes=0, overwrite=True, workers=0, seed=seed)
+                            read={"aspect": ASPECT}, panel_every=0, checkpoint_minutes=0, overwrite=True, workers=0, seed=seed)
     epochs = 1 if quick else fit_epochs(config, len(scans.records), demo_seconds)
     return config.replace(epochs=epochs, warmup_epochs=min(2.0, 0.1 * epochs))
 

@@ -28,7 +28,7 @@ def heat_map(region: object, *, image: object | None = None, size: int = SIZE) -
         return enlarge(colours, size)
     base = np.asarray(enlarge(to_rgb(image), size), dtype=float)
     smooth = enlarge_plane(plane, (base.shape[1], base.shape[0]))[..., None]
-    strength = 0.75 * np.clip(smooth, 0, 1) ** 0.6
+    strength = 0.55 * np.clip(smooth, 0, 1) ** 0.6
     return Image.fromarray(np.rint(base * (1 - strength) + heat_colours(smooth[..., 0]) * strength).astype(np.uint8))
 
 
