@@ -85,6 +85,14 @@ def test_test_labels_have_no_influence_on_the_classifier(run: Path, tmp_path: Pa
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_other_intensity_than_the_run_is_used_and_named(run: Path, index: Path, tmp_path: Path) -> None:
+    same = finetune(config(run, index, tmp_path / "same", linear_probe=True, intensity="auto"))
+    assert json.loads((same / "metrics.json").read_text())["notes"] == []
+    other = finetune(config(run, index, tmp_path / "other", linear_probe=True, intensity="minmax"))
+    assert any("intensity is 'minmax' now" in note for note in json.loads((other / "metrics.json").read_text())["notes"])
+    assert (same / "predictions.csv").read_text() != (other / "predictions.csv").read_text()
+
+
 def test_existing_results_are_kept_unless_overwrite(run: Path, index: Path, tmp_path: Path) -> None:
     out = finetune(config(run, index, tmp_path / "out", linear_probe=True))
     before = (out / "metrics.json").read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mwm.data import ReadSettings
 from mwm.train import load_encoder
 from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig, TransferError
@@ -47,11 +49,17 @@ def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
     base = source if source.is_dir() else source.parent
     out = Path(config.out) if config.out else base / ("linear-probe" if config.linear_probe else "finetune")
     open_results(out, overwrite=config.overwrite)
-    data = read_labelled(config.data, labels=config.labels, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
+    data = read_labelled(config.data, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
     torch.manual_seed(config.seed)
     encoder = load_encoder(source, num_classes=len(data.classes))
     device = _device(config.device)
     encoder.model.to(device, memory_format=torch.channels_last)
+    stored = ReadSettings.from_dict(encoder.preprocessing.read)
+    settings = stored if config.intensity is None else replace(stored, intensity=config.intensity)
+    differences = settings.differences(stored)
+    if differences:
+        encoder = replace(encoder, preprocessing=replace(encoder.preprocessing, read=settings.to_dict()))
+        data = replace(data, notes=(*data.notes, *differences))
     decoded, skipped = decode_cases(data.cases, encoder.preprocessing, strict=config.strict, progress=config.progress)
     data = data.keep(decoded)
     sets = {split: CaseImages(data.of(split), decoded, encoder.preprocessing, seed=config.seed) for split in ("train", "val", "test")}

@@ -31,7 +31,7 @@ class FinetuneConfig:
     out: str | None = _help(None, "folder of the results (default: RUN/finetune or RUN/linear-probe)")
     overwrite: bool = _help(False, "replace existing results")
     linear_probe: bool = _help(False, "keep the encoder frozen and fit a logistic regression on its pooled features")
-    labels: tuple[str, ...] | None = _help(None, "labels to keep, others are left out; default: all")
+    labels: str | None = _help(None, 'labels to keep, separated by commas, for example "bacterial,viral"; default: all')
     epochs: int = _help(30, "most epochs of full fine-tuning")
     patience: int = _help(8, "stop after this many epochs without a better validation loss")
     batch_size: int = _help(32, "images per step")
@@ -44,6 +44,7 @@ class FinetuneConfig:
     crop: float = _help(0.8, "least share of the image's area in a random crop; 1 = none")
     val_share: float = _help(0.2, "share of the training patients put aside for validation where DATA has no val split")
     test_share: float = _help(0.25, "share of the patients put aside for the test where DATA has no test split")
+    intensity: str | None = _help(None, "auto | percentile | window=C,W | minmax; default: as the run read its images")
     strict: bool = _help(False, "stop at an unreadable file instead of leaving it out")
     bootstrap: int = _help(2000, "draws of the intervals")
     seed: int = _help(0, "seed of splits, order, crops, head")
@@ -64,13 +65,17 @@ class FinetuneConfig:
         self._require("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         self._require("workers", self.workers >= 0, "0 or more")
-        if isinstance(self.labels, list):
-            object.__setattr__(self, "labels", tuple(self.labels))
+        self._require("labels", self.labels is None or bool(self.label_names), "names separated by commas")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise TransferError(f"finetune: {name} must be {wanted}, got {getattr(self, name)!r}.")
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """`labels` as names."""
+        return None if self.labels is None else tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return dataclasses.asdict(self)
