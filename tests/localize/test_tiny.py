@@ -55,7 +55,7 @@ def dice(found: Tensor, truth: Tensor) -> float:
     ("glioma", "glioma"), ("a meningioma on T1-weighted MRI", "meningioma"), ("pituitary adenoma", "pituitary_tumour"),
     ("both lungs", "lungs"), ("lungs of a healthy child on a chest X-ray", "lungs"), ("left lung and right lung", "lungs"),
     ("left lung", "left_lung"), ("the lung on the patient's left side", "left_lung"), ("right-sided lung", "right_lung"),
-    ("RIGHT LUNG, chest CT", "right_lung"), ("left pulmonary field", "left_lung"),
+    ("RIGHT LUNG, chest CT", "right_lung"), ("brain cancer", "brain_tumour"), ("prolactinoma", "pituitary_tumour"), ("left pulmonary field", "left_lung"),
 ])
 def test_prompt_is_understood_whatever_its_wording(prompt: str, structure: str) -> None:
     assert parse_prompt(prompt) == structure
@@ -65,7 +65,7 @@ def test_prompt_is_understood_whatever_its_wording(prompt: str, structure: str) 
 @pytest.mark.parametrize("prompt", [
     "sitting on a chair", "liver", "heart", "lungs and heart", "lung nodule", "lung tumour", "brain", "pituitary gland", "lesion", "no tumour",
     "normal brain without tumour", "left brain tumour", "glioma and meningioma", "everything", "the patient", "ventricles", "123", "左肺",
-    "everything except the lungs", "pneumonia", "a photo of a cat", "mass in the lung",
+    "everything except the lungs", "pneumonia", "a photo of a cat", "mass in the lung", "lung cancer", "lungs и сердце", "brain metastasis",
 ])
 def test_prompt_outside_the_vocabulary_is_refused_in_one_sentence_that_names_other_localizers(prompt: str, tiny: TinyLocalizer) -> None:
     with pytest.raises(ValueError, match="clipseg") as caught:

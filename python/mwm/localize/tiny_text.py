@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .tiny_words import CONCEPTS, FILLERS, NEGATIONS, STRUCTURES
+from .tiny_words import ALIASES, CONCEPTS, FILLERS, NEGATIONS, STRUCTURES
 
 __all__ = ["MAX_TOKENS", "STRUCTURES", "TOKENS", "encode_prompt", "parse_prompt", "vocabulary_text", "words_of"]
 
@@ -25,12 +25,12 @@ _NEEDS_NOUN = {"pulmonary"}
 
 
 def words_of(prompt: str) -> list[str]:
-    """Lower-case words of a prompt; "X-ray" is one word, digits and a possessive 's are dropped."""
+    """Lower-case words of a prompt; "X-ray" is one word, digits and a possessive 's are dropped, aliases replaced."""
     text = prompt.lower().replace("\u2019", "'")
     text = re.sub(r"'s\b|s'(?=\s|$)", " ", text)
     text = re.sub(r"\bx[\s-]*rays?\b", "xray", text)
     text = re.sub(r"\bt([12])(?:[\s-]*w(?:eighted)?)?\b", r"t\1w", text)
-    return re.findall(r"[a-z]+[12]?[a-z]*", text)
+    return [ALIASES.get(word, word) for word in re.findall(r"[^\W\d_]+[12]?[^\W\d_]*", text)]
 
 
 def _refuse(prompt: str, reason: str) -> ValueError:
@@ -98,6 +98,7 @@ def vocabulary_text() -> str:
     lines += [f"  {name:17s} e.g. \"{example}\", on {where}" for name, (example, where) in STRUCTURES.items()]
     lines.append("Words that carry meaning:")
     lines += [f"  {concept:10s} {', '.join(words)}" for concept, words in CONCEPTS.items()]
+    lines.append("Read as one of these: " + ", ".join(f"{word} ({listed})" for word, listed in ALIASES.items()))
     lines.append("Filler words, ignored:")
     row = "  "
     for word in sorted(FILLERS):

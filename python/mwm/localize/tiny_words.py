@@ -32,6 +32,14 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
                  "radiograph", "radiographs", "radiography", "roentgenogram"),
 }
 
+# Read as the listed word; the text encoder has no token of their own.
+ALIASES: dict[str, str] = {
+    "cancer": "neoplasm", "cancers": "neoplasm", "malignancy": "neoplasm", "tumoural": "tumoral", "tumourous": "tumorous", "neoplasma": "neoplasm",
+    "gliomatous": "glial", "oligoastrocytoma": "astrocytoma", "astrocytomas": "astrocytoma", "oligodendrogliomas": "oligodendroglioma",
+    "prolactinoma": "adenoma", "hypophysial": "hypophyseal", "lungfield": "lung", "lungfields": "lungs", "thoracal": "thoracic",
+    "xrays": "xray", "roentgen": "xray", "mris": "mri", "cts": "ct",
+}
+
 NEGATIONS = frozenset("no not without non none absent absence free lacking negative except excluding outside exclude never nothing "
                       "normal healthy unaffected unremarkable minus besides".split())
 
@@ -55,4 +63,6 @@ patient patients person people man woman men women male female child children ki
 subject subjects case cases human humans individual body year years month months old aged
 side sides sided possibly probably likely origin maybe inside inner belonging using through across containing contains contain affected diseased sick ill air filled aerated breathing
 organ organs anatomy anatomical structure structures called named such like namely object target interest
+want need like help thanks thank hello ok please precise precisely exact exactly accurate accurately careful carefully roughly around roi mask masks
+hospital doctor radiologist upright focus focal attention size sized intensity abnormal pathological lying standing during after before
 """.split())
