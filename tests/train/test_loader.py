@@ -11,11 +11,12 @@ SETTINGS = dict(images=23, batch=6, seed=1, epochs=4)
 
 
 def test_an_epoch_shows_no_image_twice_and_every_epoch_has_its_own_order() -> None:
-    batches = list(BatchOrder(**SETTINGS))
-    assert len(batches) == len(BatchOrder(**SETTINGS)) == 4 * 3
-    epochs = [[index for batch in batches for epoch, index in batch if epoch == e] for e in range(4)]
+    settings = {**SETTINGS, "epochs": 20}
+    batches = list(BatchOrder(**settings))
+    assert len(batches) == len(BatchOrder(**settings)) == 20 * 3
+    epochs = [[index for batch in batches for epoch, index in batch if epoch == e] for e in range(20)]
     assert all(len(epoch) == len(set(epoch)) == 18 for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({tuple(epoch) for epoch in epochs}) == 20
     assert {index for epoch in epochs for index in epoch} == set(range(23))
 
 

@@ -66,7 +66,8 @@ def test_the_python_interface_is_short(scans: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_without_regions_hides_uniformly(settings: dict[str, Any]) -> None:
-    run = pretrain(PretrainConfig(**{**settings, "regions": None, "mask_ratio": 0.5, "epochs": 1, "precision": "bf16", "encoder": "torchvision/resnet18"}))
+    run = pretrain(PretrainConfig(**{**settings, "regions": None, "mask_ratio": 0.5, "epochs": 1, "precision": "bf16", "drop_path": 0.0,
+                                    "encoder": "torchvision/resnet18"}))
     assert set(read_metrics(run / "metrics.csv")["hidden_share"]) <= {4 / 9, 5 / 9, *(k / 36 for k in range(16, 21))}
     assert yaml.safe_load((run / "config.yaml").read_text())["resolved"]["policy"]["name"] == "uniform"
     assert not (run / "model.safetensors").exists()
@@ -133,6 +134,7 @@ def test_an_unreadable_file_is_skipped_counted_and_listed(settings: dict[str, An
     ({"images": "absent-folder"}, "absent-folder"),
     ({"encoder": "resnet_18"}, "no model of timm"),
     ({"patch_size": 16}, "32"),
+    ({"encoder": "torchvision/resnet18"}, "drop_path must be 0 for torchvision/resnet18"),
     ({"decoder_width": 20}, "decoder_width must be a multiple of 32"),
     ({"low": 0.5}, "high and low must be given together"),
 ])

@@ -253,9 +253,8 @@ def build_model(config: PretrainConfig, world: World) -> MaskedImageModel:
     channels = config.channels
     torch.manual_seed(config.seed)
     try:
-        settings = {"drop_path_rate": config.drop_path} if config.drop_path else {}
         full = full_model(config.encoder, channels, 1)
-        encoder = create_encoder(config.encoder, channels, **settings)
+        encoder = create_encoder(config.encoder, channels, **_drop_path(config))
         name_map(encoder, full)
         torch.manual_seed(config.seed)
         model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels)
@@ -268,6 +267,18 @@ def build_model(config: PretrainConfig, world: World) -> MaskedImageModel:
         if name in unreached:
             parameter.requires_grad_(False)
     return distributed.sync_batch_norm(model.to(world.device).train(), world)
+
+
+def _drop_path(config: PretrainConfig) -> dict[str, float]:
+    """The encoder's argument for stochastic depth; refused where the family has none."""
+    if not config.drop_path:
+        return {}
+    if not config.encoder.startswith("torchvision/"):
+        return {"drop_path_rate": config.drop_path}
+    if not config.encoder.removeprefix("torchvision/").startswith(("convnext", "efficientnet")):
+        raise TrainError(f"pretrain: drop_path must be 0 for {config.encoder}, which has no stochastic depth, got {config.drop_path}. Leave it out, or take "
+                         "timm's model of that name.")
+    return {"stochastic_depth_prob": config.drop_path}
 
 
 def _on_main(world: World, work: Callable[[], Any]) -> Any:

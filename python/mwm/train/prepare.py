@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,13 +163,7 @@ def read_settings(config: PretrainConfig) -> ReadSettings:
 
 def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     """Images and regions, read and resized, not augmented."""
-    cache = cache_folder() if config.cache == "disk" else config.cache
-    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=cache, channels=config.channels)
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept on disk, for all runs; the files' names are hashes of their content."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mwm" / "images"
+    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=config.cache, channels=config.channels)
 
 
 def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int) -> Prepared:
