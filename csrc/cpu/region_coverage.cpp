@@ -88,7 +88,7 @@ void region_coverage(const View& region, int64_t threshold, const View& inside, 
   auto run = [&](auto tag) {
     using T = decltype(tag);
     const int64_t pixels = region.shape[1] / rows * region.shape[2];
-    parallel_for(batch * rows, 32768 / (pixels + 1) + 1, threads,
+    parallel_for(batch * rows, 131072 / (pixels + 1) + 1, threads,
                  [&](int64_t begin, int64_t end) { sum_strips<T>(region, cover, begin, end, &has_nan); });
   };
   if (region.dtype == DType::kBool) run(uint8_t{});

@@ -260,7 +260,7 @@ bool sample_small(const Problem&, int64_t, int64_t) { return false; }
 
 template <class Stratum>
 void sample_all(const Problem& problem, int64_t batch, int64_t patches, int64_t threads, Refusal& refusal) {
-  const int64_t grain = 4096 / (patches + 1) + 1;
+  const int64_t grain = 32768 / (patches + 1) + 1;  // about 0.1 ms: less is not worth waking a thread
   auto run = [&](auto key) {
     parallel_for(batch, grain, threads, [&](int64_t begin, int64_t end) {
       using Key = decltype(key);
@@ -290,7 +290,7 @@ void random_words(const View& ids, int64_t seed, int64_t epoch, int64_t view, in
     const int64_t id = pointer<int64_t>(ids)[b * ids.strides[0]];
     if (id < 0 || id > 0xffffffffll) fail("random_words: ids must be integers in [0, 2**32), got %lld", static_cast<long long>(id));
   }
-  parallel_for(batch, 4096 / (count + 1) + 1, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(batch, 32768 / (count + 1) + 1, threads, [&](int64_t begin, int64_t end) {
     const uint32_t tail = (static_cast<uint32_t>(stream) << 16) | static_cast<uint32_t>(view);
     uint32_t words[64];
     for (int64_t b = begin; b < end; ++b) {

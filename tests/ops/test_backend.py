@@ -69,10 +69,9 @@ def test_every_public_op_is_registered_with_torch_library() -> None:
         assert hasattr(torch.ops.mwm, row["op"])
 
 
-@pytest.mark.parametrize("isa", _core.isas())
-def test_the_environment_variable_forces_an_instruction_set(isa: str) -> None:
-    done = _python("import mwm.ops; from mwm import _core; print(_core.isa())", MWM_CPU_ISA=isa)
-    assert done.stdout.strip() == isa, done.stderr
+def test_the_environment_variable_forces_an_instruction_set() -> None:
+    done = _python("import mwm.ops; from mwm import _core; print(_core.isa())", MWM_CPU_ISA="portable")
+    assert done.stdout.strip() == "portable", done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_a_clear_error() -> None:

@@ -216,7 +216,7 @@ def test_opcheck(backend: str) -> None:
 
 
 def test_a_thousand_masks_cost_far_less_than_a_python_loop() -> None:
-    """The bar of the bench, with a wide margin for a busy machine: 1024 masks of 7x7 against one torch.randperm per image."""
+    """1024 masks of 7x7 on one thread against one torch.randperm per image; the margin is wide because the machine may be busy."""
     strata = torch.randint(0, 2, (1024, 49), dtype=torch.uint8)
     ratio, ids = ops.to_q32([0.4, 0.8]), torch.arange(1024)
 
@@ -231,9 +231,10 @@ def test_a_thousand_masks_cost_far_less_than_a_python_loop() -> None:
     for function in (ours, loop):
         function()
         times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
+        with harness.num_threads(1):
+            for _ in range(15):
+                start = time.perf_counter()
+                function()
+                times.append(time.perf_counter() - start)
         best[function.__name__] = min(times)
-    assert best["loop"] > 4 * best["ours"]
+    assert best["loop"] > 2 * best["ours"]
