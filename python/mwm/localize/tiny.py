@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mwm.localize.protocol import UnsupportedImage, check_images, default_device
 from mwm.localize.tiny_model import MODALITIES, TinyModel, normalise, prompt_ids
-from mwm.localize.tiny_text import OTHERS, STRUCTURES, parse_prompt, vocabulary_text
+from mwm.localize.tiny_text import OTHERS, parse_prompt, vocabulary_text
 
 __all__ = ["TinyLocalizer"]
 
@@ -72,22 +72,43 @@ class TinyLocalizer:
             float32 [B, H, W] in [0, 1], on the images' device. An image without any contrast gets an empty map.
         """
         check_images(images, prompts, "tiny")
-        structures = [parse_prompt(prompt) for prompt in prompts]
+        for prompt in prompts:
+            parse_prompt(prompt)
         maps = torch.zeros((len(images), *images.shape[2:]), dtype=torch.float32, device=images.device)
-        for k in range(len(images)):
-            image = images[k : k + 1].to(self.device, torch.float32)
-            if float(image.amax() - image.amin()) < 1e-6:
-                continue
-            ids = prompt_ids([prompts[k]]).to(self.device)
-            pixels = normalise(image).contiguous(memory_format=torch.channels_last)
-            logits, modality = self.model(pixels, ids)
-            gate = self._gate(image, modality[0], structures[k], k)
-            if gate and "lung" not in structures[k]:
-                # Tumours know no side: the mirror image is a second opinion. Lungs do, so there is none for them.
-                logits = (logits + self.model(pixels.flip(3), ids)[0].flip(3)) / 2
-            heat = F.interpolate(torch.sigmoid(logits) * gate, images.shape[2:], mode="bilinear", align_corners=False)
-            maps[k] = heat[0, 0].clamp(0, 1).to(images.device)
+        for k, prompt in enumerate(prompts):
+            maps[k] = self._answers(images[k : k + 1], [prompt], k)[0]
         return maps
+
+    @torch.no_grad()
+    def compare(self, image: Tensor, prompts: list[str]) -> Tensor:
+        """Maps of many prompts on one image, which is read once.
+
+        Args:
+            image: float [1, C, H, W] in [0, 1]
+            prompts: P texts.
+
+        Returns:
+            float32 [P, H, W]
+        """
+        check_images(image, prompts[:1], "tiny")
+        return self._answers(image, list(prompts), 0)
+
+    def _answers(self, image: Tensor, prompts: list[str], index: int) -> Tensor:
+        structures = [parse_prompt(prompt) for prompt in prompts]
+        pixels = image.to(self.device, torch.float32)
+        if float(pixels.amax() - pixels.amin()) < 1e-6:
+            return torch.zeros((len(prompts), *image.shape[2:]), device=image.device)
+        ids = prompt_ids(prompts).to(self.device)
+        x = normalise(pixels).contiguous(memory_format=torch.channels_last)
+        logits, modality = self.model(x, ids)
+        lungs = torch.tensor(["lung" in structure for structure in structures], device=self.device)
+        gates = self._gates(pixels, modality[0], lungs, index)
+        if bool((~lungs & (gates > 0)).any()):
+            # Tumours know no side: the mirror image is a second opinion. Lungs do, so there is none for them.
+            mirrored = self.model(x.flip(3), ids)[0].flip(3)
+            logits = torch.where(lungs[None, :, None, None], logits, (logits + mirrored) / 2)
+        heat = F.interpolate(torch.sigmoid(logits) * gates[None, :, None, None], image.shape[2:], mode="bilinear", align_corners=False)
+        return heat[0].clamp(0, 1).to(image.device)
 
     @torch.no_grad()
     def modality(self, images: Tensor) -> list[str]:
@@ -104,11 +125,10 @@ class TinyLocalizer:
         spread = float((image.amax(1) - image.amin(1)).mean()) if image.shape[1] == 3 else 0.0
         return spread > COLOUR_LIMIT or float(chances[3]) > OTHER_LIMIT
 
-    def _gate(self, image: Tensor, modality: Tensor, structure: str, index: int) -> float:
-        """How far the image can show the structure, in [0, 1]; refuses images of no known modality."""
+    def _gates(self, image: Tensor, modality: Tensor, lungs: Tensor, index: int) -> Tensor:
+        """How far the image can show each structure, in [0, 1]; refuses images of no known modality. lungs bool [P] -> [P]"""
         chances = torch.softmax(modality.float(), 0)
         if self._is_other(image, chances):
             raise UnsupportedImage(f"tiny: images must be brain MRI, chest X-ray or chest CT, got something else at index {index} of the batch. {OTHERS}")
         known = chances[:3] / chances[:3].sum()
-        shows = float(known[1] + known[2]) if "lung" in STRUCTURES[structure][0] else float(known[0])
-        return min(1.0, 2 * shows) ** 2
+        return (2 * torch.where(lungs, known[1] + known[2], known[0])).clamp(max=1) ** 2
