@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mwm import masking
-from mwm.data import JointTransform, PretrainDataset, ReadSettings, Record, UnreadableImage, read_list
+from mwm.data import JointTransform, PretrainDataset, ReadSettings, Record, UnreadableImage, open_regions, read_list
 from mwm.train.checkpoint import write_text
 from mwm.train.config import PretrainConfig, TrainError
 from mwm.train.export import Preprocessing
@@ -75,7 +76,7 @@ class Prepared:
     def report_skipped(self) -> None:
         """Say at the end what was left out."""
         if self.skipped:
-            print(f"skipped {len(self.skipped)} unreadable files; they are listed in skipped.csv.")
+            print(f"skipped: {len(self.skipped)} files that cannot be read or have no region; skipped.csv lists them with the reasons.")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
         found = localize(config)
         regions, localizer = found if isinstance(found, tuple) else (found, None)
         config = config.replace(regions=str(regions))
+    if config.masks_regions:
+        localizer = localizer or getattr(open_regions(config.regions), "meta", {}).get("localizer")
     policy = create_policy(config)
     seen = survey(open_source(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=config.strict,
                   progress=config.progress, names=[r.name for r in records])
@@ -141,7 +144,7 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
     policy, statistics = _complete(config, policy, seen, records)
     preprocessing = Preprocessing(config.size, config.channels, seen.mean, seen.std, read_settings(config).to_dict())
     image_list = list_hash((r.id, file_size(r.path)) for r in records)
-    resolved = {"images": len(records), "image_list": image_list, "localizer": localizer, "mean": list(seen.mean), "std": list(seen.std),
+    resolved = {"images": len(records), "image_list": image_list, "localizer": localizer, "regions": _digest(seen), "mean": list(seen.mean), "std": list(seen.std),
                 "read": preprocessing.read, "policy": policy.to_dict(), "masks": statistics, "skipped": [r.id for r, _ in skipped]}
     return Prepared(config, False, records, preprocessing, policy, joint_batch(len(records), config.batch_size, world_size), image_list, localizer,
                     [(r.name, reason) for r, reason in skipped], resolved)
@@ -190,6 +193,13 @@ def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, reco
     statistics = masking.region_statistics(seen.regions, policy, grid=config.grid, ids=torch.tensor([r.id for r in records]), seed=config.seed)
     print(masking.format_statistics(statistics))
     return policy, _plain(asdict(statistics))
+
+
+def _digest(seen: Survey) -> str | None:
+    """Hash of all regions as the policy sees them; None where it sees none."""
+    if seen.regions is None:
+        return None
+    return blake2b(seen.regions.share.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def _channels(config: PretrainConfig, records: list[Record]) -> int:
