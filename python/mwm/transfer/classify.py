@@ -73,7 +73,7 @@ def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
                                              [c.patient for c in data.of(split)] if data.patients_known else None,
                                              rounds=config.bootstrap, seed=config.seed) for split in ("val", "test")}
     write_results(out, config, encoder, data, outcome, figures, skipped, seconds=time.perf_counter() - began, command=command)
-    if config.progress:
+    if config.progress or command:
         print(summary(figures["test"]))
         print(f"results in {out}")
     return out
