@@ -8,6 +8,14 @@ namespace mwm {
 namespace MWM_ISA {
 namespace {
 
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define MWM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MWM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+
 #if defined(__AVX512BF16__)
 constexpr bool kHasDot = true;
 #else
@@ -85,9 +93,30 @@ struct Filters {
     }
   }
 
+  // A square of 4 x 4 floats.
+  static void transpose(const float* from, int64_t from_step, float* to, int64_t to_step) {
+    Four a, b, c, d;
+    std::memcpy(&a, from, 16);
+    std::memcpy(&b, from + from_step, 16);
+    std::memcpy(&c, from + 2 * from_step, 16);
+    std::memcpy(&d, from + 3 * from_step, 16);
+    const Four ab0 = MWM_SHUFFLE(a, b, 0, 4, 1, 5), ab1 = MWM_SHUFFLE(a, b, 2, 6, 3, 7);
+    const Four cd0 = MWM_SHUFFLE(c, d, 0, 4, 1, 5), cd1 = MWM_SHUFFLE(c, d, 2, 6, 3, 7);
+    const Four rows[4] = {MWM_SHUFFLE(ab0, cd0, 0, 1, 4, 5), MWM_SHUFFLE(ab0, cd0, 2, 3, 6, 7), MWM_SHUFFLE(ab1, cd1, 0, 1, 4, 5),
+                          MWM_SHUFFLE(ab1, cd1, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_step, &rows[i], 16);
+  }
+
   // Outputs lie apart: column by column of a block that stays in the first-level cache.
   template <class E, int kPair, class P>
   void pack_columns(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+    if constexpr (kPair == 1 && sizeof(E) == 4 && sizeof(P) == 4) {
+      if (input_step == 1 && lanes == width && (end - begin) % 4 == 0) {
+        for (int64_t lane = 0; lane < width; lane += 4)
+          for (int64_t p = begin; p < end; p += 4) transpose(at + lane * output_step + p, output_step, to + p * width + lane, width);
+        return;
+      }
+    }
     for (int64_t lane = 0; lane < width; ++lane) {
       const E* from = at + lane * output_step;
       P* column = to + begin * width + lane * kPair;

@@ -22,45 +22,47 @@ void filters_by_tap(const View& weight, T* out) {
       for (int64_t c = 0; c < channels; ++c) out[c] = widen(from[c * weight.strides[0] + u * weight.strides[2] + v * weight.strides[3]]);
 }
 
-// `lanes` values, widened; the rest is zero.
-template <class T, class E>
+// A vector of values, widened; with kWhole all lanes exist, else `lanes` do and the rest is zero.
+template <bool kWhole, class T, class E>
 inline typename Simd<T>::Vector load_wide(const E* from, int64_t lanes) {
   constexpr int L = kLanes<T>;
-  if constexpr (sizeof(E) == sizeof(T)) {
-    if (lanes >= L) return load(reinterpret_cast<const T*>(from));
-  }
-  T values[L] = {};
-  if (lanes >= L) {
-    for (int i = 0; i < L; ++i) values[i] = widen(from[i]);
+  if constexpr (kWhole && sizeof(E) == sizeof(T)) {
+    return load(reinterpret_cast<const T*>(from));
   } else {
-    for (int64_t i = 0; i < lanes; ++i) values[i] = widen(from[i]);
+    T values[L] = {};
+    for (int64_t i = 0; i < (kWhole ? L : lanes); ++i) values[i] = widen(from[i]);
+    return load(values);
   }
-  return load(values);
 }
 
-template <class T, class E>
+template <bool kWhole, class T, class E>
 inline void store_narrow(E* to, typename Simd<T>::Vector x, int64_t lanes) {
   constexpr int L = kLanes<T>;
-  if constexpr (sizeof(E) == sizeof(T)) {
-    if (lanes >= L) return store(reinterpret_cast<T*>(to), x);
-  }
-  T values[L];
-  store(values, x);
-  if (lanes >= L) {
-    for (int i = 0; i < L; ++i) to[i] = narrow<E>(values[i]);
+  if constexpr (kWhole && sizeof(E) == sizeof(T)) {
+    store(reinterpret_cast<T*>(to), x);
   } else {
-    for (int64_t i = 0; i < lanes; ++i) to[i] = narrow<E>(values[i]);
+    T values[L];
+    store(values, x);
+    for (int64_t i = 0; i < (kWhole ? L : lanes); ++i) to[i] = narrow<E>(values[i]);
   }
 }
 
-// One tap row that a strip sees: its first tap and, for every tap of it, where the strip's sources begin in the list.
+// What a strip sees: the source columns of every tap row, and for every tap that sees anything its first column.
 template <class E>
 struct Strip {
-  Scratch<const E*> sources;  // [kernel_h][kernel_w][strip], rows that are seen come first
-  Scratch<int64_t> taps;      // [kernel_h * kernel_w] the tap of each entry
-  int64_t count = 0;
+  struct Entry {
+    const E* const* columns;
+    int64_t tap;
+  };
+  int64_t width;
+  Scratch<const E*> columns;  // [kernel_h][width]
+  Scratch<int32_t> seen;      // [width + 1] visible columns before each
+  Scratch<Entry> entries;     // [kernel_h * kernel_w]
+  int64_t count = 0, step = 1;
 
-  explicit Strip(int64_t all_taps) : sources(all_taps * kStrip), taps(all_taps) {}
+  Strip(const Window& w, bool adjoint)
+      : width((kStrip - 1) * (adjoint ? 1 : w.stride) + (w.kernel_w - 1) * w.dilation_w + 2), columns(w.kernel_h * width), seen(width + 1),
+        entries(w.taps()) {}
 };
 
 template <class E, class T>
@@ -72,68 +74,90 @@ struct Depthwise {
   const E* zeros;
   bool adjoint;
 
-  // Entries of the strip of positions (i, first + k * step), k < length, of tile n.
-  void find(Strip<E>& strip, int64_t n, int64_t i, int64_t first, int64_t step, int64_t length) const {
-    const int64_t channels = source.shape[1], column = plan.coords[3 * n + 2];
-    const E* x = pointer<E>(source);
+  // Entries of the strip of positions (i, first + k * step), k < length, of tile n. In the adjoint of a strided window, positions
+  // that lie a stride apart share their taps and read neighbouring columns.
+  void find(Strip<E>& strip, int64_t n, int64_t i, int64_t first, int64_t length) const {
+    const int64_t channels = source.shape[1], column = plan.coords[3 * n + 2], edge = plan.source_edge, s = window.stride;
+    const int64_t reach = (window.kernel_w - 1) * window.dilation_w;
+    const int64_t origin = adjoint ? floor_div(first + window.left - reach, s) : first * s - window.left;
+    const int64_t width = adjoint ? floor_div(first + window.left, s) - origin + length : (length - 1) * s + reach + 1;
+    strip.step = adjoint ? 1 : s;
     strip.count = 0;
     for (int64_t u = 0; u < window.kernel_h; ++u) {
       int64_t position;
       const int32_t* row = plan.slot_row(n, i, u, &position);
       if (!row) continue;
-      for (int64_t v = 0; v < window.kernel_w; ++v) {
-        const Axis::Entry* across = plan.horizontal.tap(v);
-        const E** out = strip.sources.data() + strip.count * length;
-        bool seen = false;
-        for (int64_t k = 0; k < length; ++k) {
-          const Axis::Entry entry = across[first + k * step];
-          const int64_t at = column + entry.tile;
-          const int32_t slot = entry.position < 0 || at < 0 || at >= plan.columns ? -1 : row[at];
-          seen |= slot >= 0;
-          out[k] = slot < 0 ? zeros : x + ((slot * plan.source_edge + position) * plan.source_edge + entry.position) * channels;
+      const E** columns = strip.columns.data() + u * strip.width;
+      int64_t tile = floor_div(origin, edge), across = origin - tile * edge;
+      strip.seen[0] = 0;
+      for (int64_t c = 0; c < width; ++tile, across = 0) {
+        const int64_t at = column + tile;
+        const int32_t slot = at < 0 || at >= plan.columns ? -1 : row[at];
+        const E* from = slot < 0 ? zeros : pointer<E>(source) + ((slot * edge + position) * edge + across) * channels;
+        for (; across < edge && c < width; ++across, ++c) {
+          columns[c] = from;
+          strip.seen[c + 1] = strip.seen[c] + (slot >= 0);
+          if (slot >= 0) from += channels;
         }
-        if (seen) strip.taps[strip.count++] = u * window.kernel_w + v;
+      }
+      for (int64_t v = 0; v < window.kernel_w; ++v) {
+        int64_t begin = v * window.dilation_w;
+        if (adjoint) {
+          const int64_t distance = first + window.left - begin;
+          begin = floor_div(distance, s) - origin;
+          if ((begin + origin) * s != distance) continue;
+        }
+        if (strip.seen[begin + (length - 1) * strip.step + 1] > strip.seen[begin]) strip.entries[strip.count++] = {columns + begin, u * window.kernel_w + v};
       }
     }
   }
 
-  template <int J, int NV>
+  template <int J, int NV, bool kWhole, bool kUnitStep>
   void multiply(const Strip<E>& strip, int64_t channel, int64_t lanes, E* const* out) const {
     using Vector = typename Simd<T>::Vector;
     constexpr int L = kLanes<T>;
-    const int64_t channels = source.shape[1];
+    const int64_t channels = source.shape[1], step = kUnitStep ? 1 : strip.step;
     Vector sum[J][NV];
     MWM_UNROLL for (int v = 0; v < NV; ++v) {
-      const Vector start = is_none(bias) ? Vector{} : load_wide<T>(pointer<E>(bias) + channel + v * L, lanes - v * L);
+      const Vector start = is_none(bias) ? Vector{} : load_wide<kWhole, T>(pointer<E>(bias) + channel + v * L, lanes);
       MWM_UNROLL for (int k = 0; k < J; ++k) sum[k][v] = start;
     }
-    const E* const* from = strip.sources.data();
-    for (int64_t i = 0; i < strip.count; ++i, from += J) {
-      const T* filter = filters + strip.taps[i] * channels + channel;
-      MWM_UNROLL for (int v = 0; v < NV; ++v) {
-        const Vector w = load_wide<T>(filter + v * L, lanes - v * L);
-        MWM_UNROLL for (int k = 0; k < J; ++k) sum[k][v] = fused(load_wide<T>(from[k] + channel + v * L, lanes - v * L), w, sum[k][v]);
+    for (int64_t i = 0; i < strip.count; ++i) {
+      const E* const* from = strip.entries[i].columns;
+      const T* filter = filters + strip.entries[i].tap * channels + channel;
+      Vector w[NV];
+      MWM_UNROLL for (int v = 0; v < NV; ++v) w[v] = load_wide<kWhole, T>(filter + v * L, lanes);
+      MWM_UNROLL for (int k = 0; k < J; ++k) {
+        const E* x = from[k * step] + channel;
+        MWM_UNROLL for (int v = 0; v < NV; ++v) sum[k][v] = fused(load_wide<kWhole, T>(x + v * L, lanes), w[v], sum[k][v]);
       }
     }
-    MWM_UNROLL for (int k = 0; k < J; ++k) MWM_UNROLL for (int v = 0; v < NV; ++v) store_narrow<T>(out[k] + channel + v * L, sum[k][v], lanes - v * L);
+    MWM_UNROLL for (int k = 0; k < J; ++k)
+      MWM_UNROLL for (int v = 0; v < NV; ++v) store_narrow<kWhole, T>(out[k] + channel + v * L, sum[k][v], lanes);
+  }
+
+  template <int J, bool kUnitStep>
+  void channels_of(const Strip<E>& strip, E* const* out) const {
+    constexpr int NV = J >= 8 ? 2 : J >= 4 ? 4 : 8;
+    constexpr int64_t width = NV * kLanes<T>;
+    const int64_t channels = source.shape[1];
+    int64_t channel = 0;
+    for (; channel + width <= channels; channel += width) multiply<J, NV, true, kUnitStep>(strip, channel, width, out);
+    for (; channel + kLanes<T> <= channels; channel += kLanes<T>) multiply<J, 1, true, kUnitStep>(strip, channel, kLanes<T>, out);
+    if (channel < channels) multiply<J, 1, false, kUnitStep>(strip, channel, channels - channel, out);
   }
 
   template <int J>
   void strip_of(Strip<E>& strip, int64_t n, int64_t i, int64_t first, int64_t step) const {
-    find(strip, n, i, first, step, J);
-    const int64_t channels = source.shape[1];
-    constexpr int NV = J >= 8 ? 2 : J >= 4 ? 4 : 8;
-    constexpr int64_t width = NV * kLanes<T>;
+    find(strip, n, i, first, J);
     E* out[J];
-    for (int k = 0; k < J; ++k) out[k] = pointer<E>(target) + ((n * plan.target_edge + i) * plan.target_edge + first + k * step) * channels;
-    int64_t channel = 0;
-    for (; channel + width <= channels; channel += width) multiply<J, NV>(strip, channel, width, out);
-    for (; channel < channels; channel += kLanes<T>) multiply<J, 1>(strip, channel, channels - channel, out);
+    for (int k = 0; k < J; ++k) out[k] = pointer<E>(target) + ((n * plan.target_edge + i) * plan.target_edge + first + k * step) * target.shape[1];
+    if (strip.step == 1) channels_of<J, true>(strip, out);
+    else channels_of<J, false>(strip, out);
   }
 
   void run(int64_t begin, int64_t end) const {
-    Strip<E> strip(window.taps());
-    // In the adjoint of a strided window, positions of one residue share their taps.
+    Strip<E> strip(window, adjoint);
     const int64_t edge = plan.target_edge, step = adjoint ? window.stride : 1;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / edge, i = unit - n * edge;

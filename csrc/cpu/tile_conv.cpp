@@ -1,6 +1,6 @@
 // Convolution of packed tiles and its derivative in the input: one implicit GEMM, driven by pairs (target row, source row).
 //
-// A task is a chunk of target rows and a panel of output channels. For every tap the plan lists the rows whose neighbour is
+// A task is a chunk of target rows and a few panels of output channels. For every tap the plan lists the rows whose neighbour is
 // visible; blocks of them are multiplied with the tap's filters and added to the chunk's sums. Nothing is materialised, and
 // hidden neighbours cost nothing, row by row. A sum runs over taps, then inputs, in order, so that neither chunks nor threads
 // change it.
@@ -12,7 +12,7 @@ namespace mwm {
 namespace MWM_ISA {
 namespace {
 
-constexpr int64_t kChunkRows = 256, kDepthBlock = 128;
+constexpr int64_t kChunkRows = 256, kDepthBlock = 128, kSumBytes = 1 << 17;
 
 // Reads blocks of rows as the register block wants them: in place, or converted into a scratch.
 template <class E, class P, class T>
@@ -41,49 +41,61 @@ struct Product {
   const Neighbours& plan;
   const Filters& filters;
   const P* panels;
-  int64_t units, units_per_chunk;
+  int64_t units, units_per_chunk, panel_count, panels_per_task;
+  bool chunks_outside;
 
   int64_t chunks() const { return (units + units_per_chunk - 1) / units_per_chunk; }
+  int64_t panel_blocks() const { return (panel_count + panels_per_task - 1) / panels_per_task; }
 
   void run(int64_t begin, int64_t end) const {
-    const int64_t edge = plan.target_edge, rows = units_per_chunk * edge;
-    Scratch<T> sums((rows + 1) * kPanel<T>);
+    const int64_t rows = units_per_chunk * plan.target_edge;
+    Scratch<T> sums(panels_per_task * (rows + 1) * kPanel<T>);
     Scratch<int64_t> targets(rows + kMaxBlockRows), sources(rows + kMaxBlockRows);
     RowBlock<E, P, T> block;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task % chunks(), panel_index = task / chunks();
-      const int64_t group = panel_index / filters.panels<T>(), panel = panel_index % filters.panels<T>();
-      with_vectors(filters.vectors<T>(panel), [&](auto count) {
-        this->template chunk_of_panel<decltype(count)::value>(chunk, group, panel, sums.data(), targets.data(), sources.data(), block);
-      });
+      const int64_t chunk = chunks_outside ? task / panel_blocks() : task % chunks();
+      const int64_t first = (chunks_outside ? task % panel_blocks() : task / chunks()) * panels_per_task;
+      multiply(chunk, first, least(first + panels_per_task, panel_count), sums.data(), targets.data(), sources.data(), block);
+    }
+  }
+
+  void multiply(int64_t chunk, int64_t first_panel, int64_t last_panel, T* sums, int64_t* targets, int64_t* sources, RowBlock<E, P, T>& block) const {
+    const int64_t first = chunk * units_per_chunk, last = least(first + units_per_chunk, units);
+    const int64_t rows = (last - first) * plan.target_edge, step = (rows + 1) * kPanel<T>, per_group = filters.panels<T>();
+    std::memset(sums, 0, static_cast<size_t>((last_panel - first_panel) * step) * sizeof(T));
+    for (int64_t tap = 0; tap < filters.taps; ++tap) {
+      const int64_t count = plan.pairs(first, last, tap / filters.kernel_w, tap % filters.kernel_w, targets, sources);
+      if (count == 0) continue;
+      // The last block is filled up with a row whose sum nobody reads.
+      for (int64_t i = count; i < count + kMaxBlockRows; ++i) targets[i] = rows, sources[i] = sources[count - 1];
+      for (int64_t q = first_panel; q < last_panel; ++q)
+        with_vectors(filters.vectors<T>(q % per_group), [&](auto vectors) {
+          this->template multiply_tap<decltype(vectors)::value>(tap, count, q / per_group, q % per_group, sums + (q - first_panel) * step, targets,
+                                                                sources, block);
+        });
+    }
+    for (int64_t q = first_panel; q < last_panel; ++q) {
+      const int64_t channel = q % per_group * kPanel<T>;
+      finish(first * plan.target_edge, rows, q / per_group * filters.groups.outputs() + channel, least<int64_t>(kPanel<T>, filters.groups.outputs() - channel),
+             filters.vectors<T>(q % per_group) * kLanes<T>, sums + (q - first_panel) * step);
     }
   }
 
   template <int NV>
-  void chunk_of_panel(int64_t chunk, int64_t group, int64_t panel, T* sums, int64_t* targets, int64_t* sources, RowBlock<E, P, T>& block) const {
+  void multiply_tap(int64_t tap, int64_t count, int64_t group, int64_t panel, T* sums, const int64_t* targets, const int64_t* sources,
+                    RowBlock<E, P, T>& block) const {
     constexpr int MR = block_rows(NV), width = NV * kLanes<T>;
-    const int64_t first = chunk * units_per_chunk, last = least(first + units_per_chunk, units);
-    const int64_t rows = (last - first) * plan.target_edge, depth = filters.depth, channels = source.shape[1];
-    const P* filter = panels + filters.offset<T>(group, panel);
-    const E* x = pointer<E>(source);
-    std::memset(sums, 0, static_cast<size_t>((rows + 1) * width) * sizeof(T));
-    for (int64_t tap = 0; tap < filters.taps; ++tap, filter += depth * width) {
-      int64_t count = plan.pairs(first, last, tap / filters.kernel_w, tap % filters.kernel_w, targets, sources);
-      if (count == 0) continue;
-      // The last block is filled up with a row whose sum nobody reads.
-      for (; count % MR; ++count) targets[count] = rows, sources[count] = sources[count - 1];
-      for (int64_t p = 0; p < depth; p += kDepthBlock) {
-        const int64_t inputs = least(kDepthBlock, depth - p);
-        for (int64_t i = 0; i < count; i += MR) {
-          T* sum[MR];
-          for (int r = 0; r < MR; ++r) sum[r] = sums + targets[i + r] * width;
-          block.template read<MR>(x, channels, sources + i, group * depth + p, inputs);
-          multiply_block<MR, NV>(inputs, block.rows, filter + p * width, sum);
-        }
+    const int64_t depth = filters.depth;
+    const P* filter = panels + filters.offset<T>(group, panel) + tap * depth * width;
+    for (int64_t p = 0; p < depth; p += kDepthBlock) {
+      const int64_t inputs = least(kDepthBlock, depth - p);
+      for (int64_t i = 0; i < count; i += MR) {
+        T* sum[MR];
+        for (int r = 0; r < MR; ++r) sum[r] = sums + targets[i + r] * width;
+        block.template read<MR>(pointer<E>(source), source.shape[1], sources + i, group * depth + p, inputs);
+        multiply_block<MR, NV>(inputs, block.rows, filter + p * width, sum);
       }
     }
-    finish(first * plan.target_edge, rows, group * filters.groups.outputs() + panel * kPanel<T>,
-           least<int64_t>(width, filters.groups.outputs() - panel * kPanel<T>), width, sums);
   }
 
   void finish(int64_t first, int64_t rows, int64_t channel, int64_t lanes, int64_t width, const T* sums) const {
@@ -110,11 +122,18 @@ void convolve(const View& source, const View& bias, const View& target, const Ne
     }
   });
   const int64_t units = target.shape[0] * target.shape[2];
-  // Smaller chunks where there would be too few tasks for the threads; the sums do not depend on it.
-  const int64_t chunks = most<int64_t>(1, 4 * threads / panel_count);
-  const int64_t units_per_chunk = most<int64_t>(1, least(kChunkRows / target.shape[2], units / chunks));
-  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk};
-  parallel_for(panel_count * product.chunks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
+  // Smaller chunks where there would be too few tasks for the threads; the sums do not depend on how the work is cut.
+  const int64_t wanted = most<int64_t>(1, 4 * threads / panel_count);
+  const int64_t units_per_chunk = most<int64_t>(1, least(kChunkRows / target.shape[2], units / wanted));
+  const int64_t chunks = (units + units_per_chunk - 1) / units_per_chunk;
+  const int64_t panel_bytes = units_per_chunk * target.shape[2] * least<int64_t>(kPanel<T>, filters.groups.outputs()) * static_cast<int64_t>(sizeof(T));
+  const int64_t panels_per_task = most<int64_t>(1, least(least(kSumBytes / panel_bytes, panel_count), chunks * panel_count / (4 * threads)));
+  // Whichever of rows and filters would be read again from farther away stays in the inner loop.
+  const int64_t per_group = filters.panels<T>(), filter_bytes = filters.groups.count * filters.group_size<T>() * static_cast<int64_t>(sizeof(P));
+  const int64_t source_bytes = source.shape[0] * source.shape[1] * source.shape[2] * source.shape[3] * static_cast<int64_t>(sizeof(E));
+  const bool chunks_outside = (per_group - 1) * source_bytes > (chunks - 1) * filter_bytes;
+  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk, panel_count, panels_per_task, chunks_outside};
+  parallel_for(product.panel_blocks() * product.chunks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
 }
 
 void check_conv(const char* op, const View& source, const View& weight, const View& bias, const View& coords, const View& slots, const Window& w,
