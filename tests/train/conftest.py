@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,17 @@ def settings(scans: Path, tmp_path: Path) -> dict[str, Any]:
 def config(settings: dict[str, Any]) -> PretrainConfig:
     """`settings` as a configuration."""
     return PretrainConfig(**settings)
+
+
+@pytest.fixture(scope="session")
+def start_process() -> Callable[..., multiprocessing.Process]:
+    """Runs code, with the names given, in a process of its own, forked from a server that has done the imports and nothing else."""
+
+    def start(code: str, **names: Any) -> multiprocessing.Process:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mwm.train.loop", "timm", "torch.utils.tensorboard"])
+        process = context.Process(target=exec, args=("import warnings\nwarnings.simplefilter('ignore')\n" + code, names))
+        process.start()
+        return process
+
+    return start

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,26 +176,25 @@ def test_a_checkpoint_of_another_model_is_refused(settings: dict[str, Any]) -> N
 
 
 _FULL_DISK = """
-import json, resource, sys, warnings
-warnings.simplefilter("ignore")
+import resource
 from mwm.train import PretrainConfig, pretrain
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (QUOTA, resource.RLIM_INFINITY))
 try:
-    pretrain(PretrainConfig(**json.loads(sys.argv[1])))
+    pretrain(PretrainConfig(**SETTINGS))
 except ValueError as error:
-    sys.exit(str(error))
+    open(SAID, "w").write(str(error))
 """
 
 
-def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(settings: dict[str, Any]) -> None:
+def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(settings: dict[str, Any], tmp_path: Path, start_process: Callable) -> None:
     short = {**settings, "epochs": 1, "panel_every": 0}
     whole = pretrain(PretrainConfig(**short))
     short["out"] += "2"
     quota = (whole / checkpoint.NAME).stat().st_size - 1000
-    done = subprocess.run([sys.executable, "-c", _FULL_DISK, json.dumps(short), str(quota)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("checkpoint.pt: the disk is full")
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    process = start_process(_FULL_DISK, SETTINGS=short, QUOTA=quota, SAID=str(tmp_path / "said"))
+    process.join(timeout=120)
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("checkpoint.pt: the disk is full") and len(said.splitlines()) == 1
     run = pretrain(PretrainConfig(**short, resume=True))
     assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert all(torch.equal(a, b) for a, b in zip(load_file(run / "encoder.safetensors").values(), load_file(whole / "encoder.safetensors").values(), strict=True))

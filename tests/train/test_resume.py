@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,11 @@ checkpoint.save = killing_save
 """,
 }
 _RUN = """
-import os, signal, warnings
-warnings.simplefilter("ignore")
+import os, signal
 {moment}
 from mwm.train import PretrainConfig, pretrain
 pretrain(PretrainConfig(**SETTINGS))
 """
-
-
-def _start(settings: dict[str, Any], moment: str = "") -> multiprocessing.Process:
-    """A process of its own, forked from a server that has done the imports and nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mwm.train.loop", "timm", "torch.utils.tensorboard"])
-    process = context.Process(target=exec, args=(_RUN.format(moment=moment), {"SETTINGS": settings}))
-    process.start()
-    return process
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +93,11 @@ def _assert_same(run: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", list(_MOMENTS))
-def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(moment: str, whole: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(moment: str, whole: Path, scans: Path, tmp_path: Path,
+                                                                   start_process: Callable) -> None:
     settings = _settings(scans, tmp_path / "run")
     length = (whole / checkpoint.NAME).stat().st_size
-    killed = _start({**settings, "workers": 2}, _MOMENTS[moment].replace("LENGTH", str(length)))
+    killed = start_process(_RUN.format(moment=_MOMENTS[moment]), SETTINGS={**settings, "workers": 2}, LENGTH=length)
     killed.join(timeout=120)
     assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
@@ -114,9 +105,10 @@ def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(moment: str, whol
     _assert_same(run, whole)
 
 
-def test_a_run_killed_from_outside_at_any_moment_equals_the_uninterrupted_one(whole: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_run_killed_from_outside_at_any_moment_equals_the_uninterrupted_one(whole: Path, scans: Path, tmp_path: Path,
+                                                                                          start_process: Callable) -> None:
     settings = _settings(scans, tmp_path / "run")
-    killed = _start({**settings, "workers": 1})
+    killed = start_process(_RUN.format(moment=""), SETTINGS={**settings, "workers": 1})
     table = tmp_path / "run" / "metrics.csv"
     limit = time.monotonic() + 100
     while killed.is_alive() and time.monotonic() < limit:
