@@ -95,6 +95,11 @@ def test_text_states_what_the_user_needs() -> None:
     assert "4 images, grid 7x7" in text and "empty regions 25.0 %" in text and "full regions 0.0 %" in text
 
 
+def test_regions_that_are_all_empty_end_in_a_sentence_on_the_prompt() -> None:
+    with pytest.raises(ValueError, match="got 3 empty ones. Change the prompt"):
+        region_statistics(torch.zeros(3, 224, 224), create_policy("region"), grid=GRID)
+
+
 def test_no_images_and_wrong_ids_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         region_statistics([], create_policy("region"), grid=GRID)

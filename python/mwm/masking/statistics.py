@@ -80,7 +80,7 @@ def region_statistics(
         The figures, with warnings where the regions do not suit the grid.
 
     Raises:
-        ValueError: there is no image, or sizes do not fit the grid.
+        ValueError: there is no image, every region is empty (with `empty="mean"`), or sizes do not fit the grid.
     """
     grid = check_grid(grid, "region_statistics")
     survey = _survey(regions, grid, policy)
@@ -91,7 +91,7 @@ def region_statistics(
     if len(ids) != count:
         raise ValueError(f"region_statistics: ids must be one per region, got {len(ids)} ids for {count} regions.")
     n_in = inside.flatten(1).sum(1)
-    if bool((n_in > 0).any()) and bool((n_in == 0).any()) and _lacks_share(policy, inside):
+    if bool((n_in == 0).any()) and _lacks_share(policy, inside):
         policy = policy.with_empty_share(policy.mean_share(inside))
     parts = [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
     hidden = torch.cat([~policy.draw(inside[part], survey.share[part], MaskRequest(grid, seed, ids[part], epoch)) for part in parts])
