@@ -83,4 +83,4 @@ class JointTransform:
             x = resize(x[:, top : top + h, left : left + w], self.size)
             return (x.flip(-1) if flipped else x).contiguous()
 
-        return move(image), None if region is None else move(region[None])[0]
+        return move(image), None if region is None else move(region[None])[0].clamp_(0, 1)  # rounding may leave 1 by one ulp

@@ -13,6 +13,7 @@ from ..errors import UnreadableImage
 from ..limits import check_pixels
 from ..raw import Raw
 from ..settings import ReadSettings
+from .deep_png import read_deep_png
 
 _COLOUR = {"RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "RGBa"}
 
@@ -21,15 +22,15 @@ def read(path: Path, frame: str | None, settings: ReadSettings) -> Raw:
     """Decode a file of one image; alpha is dropped, palettes become grey where all their entries are."""
     if frame is not None:
         raise UnreadableImage("it holds one image, not several")
-    deep = _sixteen_bit_colour(path)
+    deep = read_deep_png(path)
     if deep is not None:
         return Raw(deep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
         try:
             with Image.open(path) as image:
-                check_pixels(*image.size, len(image.getbands()))
-                return Raw(_values(image, settings), inverted=False)
+                check_pixels(*image.size[::-1], len(image.getbands()))
+                return Raw(_values(image, settings))
         except Image.DecompressionBombError as error:
             raise UnreadableImage("it claims more pixels than the limit allows; crop or shrink it first") from error
         except Image.UnidentifiedImageError as error:
@@ -56,21 +57,3 @@ def _values(image: Image.Image, settings: ReadSettings) -> NDArray:
     if values.dtype.byteorder not in ("=", "|"):
         values = values.astype(values.dtype.newbyteorder("="))
     return np.ascontiguousarray(values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0))
-
-
-def _sixteen_bit_colour(path: Path) -> NDArray[np.uint16] | None:
-    """PNG with 16-bit colour or grey and alpha, which Pillow would cut to 8 bits; None for any other file. uint16 [C, H, W]"""
-    with open(path, "rb") as file:
-        head = file.read(26)
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or head[24] != 16 or head[25] not in (2, 4, 6):
-        return None
-    bands = {2: 3, 4: 2, 6: 4}[head[25]]
-    check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), bands)
-    import torch
-    from torchvision.io import decode_png
-
-    try:
-        values = decode_png(torch.from_numpy(np.fromfile(path, np.uint8))).numpy()
-    except RuntimeError as error:
-        raise UnreadableImage("it is truncated or damaged") from error
-    return np.ascontiguousarray(values[: 1 if bands == 2 else 3].astype(np.uint16))

@@ -1,0 +1,127 @@
+"""Files that are broken or mean harm end in one sentence, and no header value or path is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from image_files import bomb_png, ramp
+from PIL import Image
+
+from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, read_image, read_list, scan
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for width, height in ((100_000, 100_000), (9000, 9000), (2**31 - 1, 2**31 - 1)):
+        with pytest.raises(UnreadableImage, match="more than the limit|claims more pixels|damaged"):
+            read_image(bomb_png(tmp_path / "bomb.png", width, height))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
+
+
+def test_a_png_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage):
+        read_image(bomb_png(tmp_path / "bomb.png", 4000, 4000))
+
+
+def test_a_tiff_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((16, 16), np.uint8))
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for name in ("ImageWidth", "ImageLength"):
+            tag = file.pages[0].tags[name]
+            data[tag.valueoffset : tag.valueoffset + 4] = (60_000).to_bytes(tag.dtype == 3 and 2 or 4, "little").ljust(4, b"\0")
+    path.write_bytes(bytes(data))
+    with pytest.raises(UnreadableImage, match="more than the limit"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("kept", [0, 3, 60, 0.5, 0.95])
+def test_truncated_files_are_unreadable(tmp_path: Path, extension: str, kept: float) -> None:
+    whole, cut = tmp_path / f"whole.{extension}", tmp_path / f"cut.{extension}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(whole)
+    data = whole.read_bytes()
+    cut.write_bytes(data[: int(kept if kept > 1 or kept == 0 else kept * len(data))])
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(cut)
+    assert str(tmp_path) not in str(caught.value) and str(caught.value).startswith(f"cut.{extension} cannot be used: ")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dcm", "a.nii", "a.nii.gz"])
+@pytest.mark.filterwarnings("ignore")
+def test_noise_and_text_are_unreadable(tmp_path: Path, name: str) -> None:
+    for content in (b"hello, I am a text. " * 60, np.random.default_rng(1).bytes(5000), b"\0" * 5000, b"II*\0" + b"\xff" * 300, b"\x1f\x8b" + b"x" * 200, b"\0" * 128 + b"DICM" + b"z" * 99):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableImage):
+            read_image(tmp_path / name)
+        assert len(read_list(tmp_path / name)) == 1, "listing never fails because of one file"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["png", "tif", "dcm", "nii"])
+def test_flipped_bytes_never_end_in_another_error(tmp_path: Path, family: str, dicom, nifti) -> None:
+    path = {"png": lambda: _saved(tmp_path / "a.png"), "tif": lambda: _saved(tmp_path / "a.tif"), "dcm": lambda: dicom("a.dcm", ramp().astype(np.uint16)),
+            "nii": lambda: nifti("a.nii", np.zeros((4, 4, 2), np.int16))}[family]()
+    data, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(data)
+        for position in random.integers(0, min(len(data), 600), 3):
+            broken[position] = random.integers(256)
+        path.write_bytes(bytes(broken))
+        try:
+            record = read_list(path)[0]
+            image = read_image(record)
+        except UnreadableImage:
+            continue
+        assert bool(((image >= 0) & (image <= 1)).all())
+
+
+def test_missing_file_folder_and_unreadable_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="there is no such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(UnreadableImage, match="no regular file"):
+        read_image(tmp_path)
+
+
+def test_scan_leaves_out_counts_and_lists(tmp_path: Path, png) -> None:
+    for k in range(4):
+        png(f"{k}.png", ramp().astype(np.uint8))
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    records = read_list(tmp_path)
+    kept, skipped = scan(records)
+    assert [r.name for r in kept] == ["0.png", "2.png", "3.png"] and [name for name, _ in skipped] == ["1.png"]
+    skipped.write(tmp_path / "skipped.csv")
+    text = (tmp_path / "skipped.csv").read_text()
+    assert text.startswith("file,reason\n1.png,") and str(tmp_path) not in text
+    assert "skipped 1 files" in str(skipped)
+    SkippedFiles().write(tmp_path / "skipped.csv")
+    assert not (tmp_path / "skipped.csv").exists()
+    with pytest.raises(UnreadableImage, match=r"1\.png"):
+        scan(records, strict=True)
+    with pytest.raises(DataError, match="at least one of the 1 files must be readable"):
+        scan(records[1:2])
+
+
+def test_batches_of_scanned_records_keep_their_size(tmp_path: Path, png) -> None:
+    from torch.utils.data import DataLoader
+
+    from mwm.data import EpochSampler, collate
+
+    for k in range(9):
+        png(f"{k}.png", ramp(8, 8).astype(np.uint8))
+    (tmp_path / "4.png").write_bytes(b"no image")
+    kept, _ = scan(read_list(tmp_path))
+    dataset = PretrainDataset(kept, ReadSettings(size=(8, 8)))
+    batches = list(DataLoader(dataset, batch_size=4, sampler=EpochSampler(len(kept), 0, 0), collate_fn=collate))
+    assert [b["image"].shape for b in batches] == [(4, 1, 8, 8)] * 2
+
+
+def _saved(path: Path) -> Path:
+    Image.fromarray(ramp(32, 32).astype(np.uint8)).save(path)
+    return path
