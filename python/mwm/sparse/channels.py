@@ -89,6 +89,8 @@ def along_channels(function: Callable, args: tuple, kwargs: dict) -> Packed:
         dims = _given(args, kwargs, 2, "dims")
     elif function.__name__ == "glu":
         dims = _given(args, kwargs, 1, "dim", default=-1)
+    elif function.__name__ == "flip":
+        dims = kwargs["dims"] if "dims" in kwargs else args[1] if len(args) == 2 else args[1:]
     else:
         dims = _given(args, kwargs, 1, "dim", "dims")
     for dim in dims if isinstance(dims, list | tuple) else (dims,):

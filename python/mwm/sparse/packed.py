@@ -219,4 +219,7 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
                 "Resize the images, or use a grid of H / p by W / p patches."
             )
     plan = build_plan(active, images.shape[2] // max(active.shape[1], 1) if isinstance(active, Tensor) and active.dim() == 3 else 1, visible=visible)
+    if visible is None and torch.compiler.is_compiling():
+        # A traced graph must know that the number of tiles is no special case.
+        torch._check(plan.coords.shape[0] >= 2)
     return Packed(pack_tiles(images, plan), plan)

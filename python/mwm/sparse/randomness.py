@@ -14,7 +14,7 @@ from mwm.ops import random_words
 from .operands import image_rows
 from .packed import Packed
 
-STREAM = 1 << 16  # layer n draws from stream STREAM + n of `random_words`
+STREAM = 1 << 10  # layer n draws from stream STREAM + n of `random_words`; other rooms use the streams below
 
 
 @dataclass(frozen=True)

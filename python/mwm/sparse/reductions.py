@@ -210,7 +210,7 @@ for _name, _root, _mean in (("var", False, False), ("std", True, False), ("var_m
     )
 
 
-@handles(torch.norm, Tensor.norm, torch.linalg.vector_norm, torch.linalg.norm)
+@handles(torch.norm, Tensor.norm, torch.linalg.vector_norm)
 def norm(function: Callable, args: tuple, kwargs: dict) -> Any:
     """1-, 2- and max-norm over the visible positions of each image, or over channels."""
     given = {**dict(zip(("p", "dim", "keepdim"), args[1:], strict=False)), **kwargs}
