@@ -51,3 +51,17 @@ def test_missing_images_or_prompt_end_in_one_sentence(scans: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="at most 24 tokens"):
         run_localize(scans, "lungs " * 9, tmp_path / "regions", localizer="clipseg", checkpoint=clipseg_folder, progress=False)
     assert not (tmp_path / "regions").exists()
+
+
+def test_command_line_ends_with_one_sentence_and_a_code(scans: Path, tmp_path: Path, clipseg_folder: Path, capfd: pytest.CaptureFixture) -> None:
+    from mwm.cli import main
+
+    out = str(tmp_path / "regions")
+    asked = ["localize", str(scans), "--prompt", "both lungs", "--localizer", "clipseg", "--checkpoint", str(clipseg_folder), "--device", "cpu", "--out", out]
+    assert main([*asked, "--method", "kmeans"]) == 0
+    assert "3 images, 3 computed" in capfd.readouterr().out
+    assert main([*asked, "--min-area", "1"]) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mwm: ") and "matches nothing: 3 of 3 regions are empty" in said
+    assert main(["localize", str(scans), "--prompt", "x", "--localizer", "clipseg", "--checkpoint", str(tmp_path / "none"), "--out", out]) == 2
+    assert "local folder or a hub name" in capfd.readouterr().err

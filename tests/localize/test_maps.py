@@ -106,6 +106,21 @@ def test_masks_are_taken_as_they_are_unless_refinement_is_asked_for(scans: Path,
     assert [int(region.sum()) for region in regions] == [81, 81, 81, 0]
 
 
+def test_slices_of_a_volume_take_the_slices_of_its_mask(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    scan = np.random.default_rng(0).normal(100, 20, (20, 24, 3)).astype(np.float32)
+    mask = np.zeros((20, 24, 3), dtype=np.uint8)
+    for index in range(3):
+        mask[: 4 + index, :5, index] = 1
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "masks").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), tmp_path / "volumes" / "head.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / "masks" / "head.nii.gz")
+    report, regions = regions_of(tmp_path / "volumes", tmp_path / "masks", tmp_path / "regions")
+    assert report.images == 3
+    assert [int(region.sum()) for region in regions] == [20, 25, 30]
+
+
 def test_folder_that_is_not_there_or_has_no_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not there"):
         mwm.create_localizer("maps", checkpoint=tmp_path / "nowhere")

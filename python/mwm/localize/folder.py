@@ -18,6 +18,7 @@ from mwm.localize.registry import create_localizer
 NOTHING_FOUND = 0.98
 """Share of empty regions from which a prompt counts as matching nothing."""
 
+_NOT_SEEN = ("aspect", "size", "max_pixels")  # reading settings that do not change an image at its own size
 _PATIENCE = 16  # refused images, with none accepted, after which a folder is given up
 
 
@@ -131,7 +132,8 @@ class _Run:
         # The masks of a user are regions already; heat maps are not.
         self.refinement = refinement if refinement or getattr(localizer, "gives_regions", False) else RefineSettings()
         self.refine_settings = self.refinement.to_dict() if self.refinement else None
-        self.settings = json.dumps([localizer.fingerprint, self.refine_settings, read.to_dict()], sort_keys=True)
+        seen = {name: value for name, value in read.to_dict().items() if name not in _NOT_SEEN}
+        self.settings = json.dumps([localizer.fingerprint, self.refine_settings, seen], sort_keys=True)
         self.skipped = SkippedFiles()
         self.refused: list[str] = []
         self.made = 0
