@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from . import native
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
 ANY = (*FLOATS, *INTEGERS, torch.int8, torch.complex64)
@@ -110,6 +112,16 @@ def table() -> list[dict[str, str]]:
             row[backend] = "; ".join(reasons(op, backend)) or "yes"
         rows.append(row)
     return rows
+
+
+def cpu_isa() -> str:
+    """Instruction set of the CPU kernels in use: "avx512bf16", "avx512", "avx2" or "portable"."""
+    return native.core().isa()
+
+
+def thread_runtime() -> str:
+    """What runs the CPU kernels' parallel loops, e.g. "openmp (GOMP_parallel in …/libgomp.so.1)"."""
+    return native.core().thread_runtime()
 
 
 def _short(dtype: torch.dtype) -> str:
