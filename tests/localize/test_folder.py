@@ -158,7 +158,7 @@ def test_unreadable_file_is_skipped_and_listed_or_fatal(scans: Path, tmp_path: P
     assert report.skipped == 1 and report.images == 7
     assert "broken.png" in (tmp_path / "regions" / "skipped.csv").read_text()
     assert "skipped: 1 files" in str(report)
-    with pytest.raises(ValueError, match="broken.png"):
+    with pytest.raises(ValueError, match=r"broken\.png"):
         run(scans, Bright(), tmp_path / "strict", strict=True)
     broken.unlink()
     run(scans, Bright(), tmp_path / "regions")
@@ -173,7 +173,7 @@ def test_image_that_the_localizer_refuses_does_not_take_its_batch_along(scans: P
 
 
 def test_folder_of_another_kind_of_image_ends_in_the_localizers_sentence(scans: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no image has a region: bright: images must be dim") as caught:
+    with pytest.raises(ValueError, match=r"no image has a region: bright: images must be dim") as caught:
         run(scans, Bright(refuses=0.1), tmp_path / "regions")
     assert "\n" not in str(caught.value)
 
@@ -227,7 +227,7 @@ def test_settings_are_stored_beside_the_regions(scans: Path, tmp_path: Path) -> 
 
 def test_folder_without_images_and_bad_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="got none|holds no|no image"):
+    with pytest.raises(ValueError, match=r"got none|holds no|no image"):
         run(tmp_path / "empty", Bright(), tmp_path / "regions")
     with pytest.raises(ValueError, match="nowhere"):
         run(tmp_path / "nowhere", Bright(), tmp_path / "regions")

@@ -82,7 +82,7 @@ def test_image_without_a_mask_is_skipped_and_listed(scans: Path, tmp_path: Path)
         save(tmp_path / "masks" / "ward" / f"{index}.png", box(40, 60, 4, 4, 9))
     report, _ = regions_of(scans, tmp_path / "masks", tmp_path / "regions")
     assert report.images == 3 and report.skipped == 1
-    with pytest.raises(ValueError, match="no mask for ward/3.png"):
+    with pytest.raises(ValueError, match=r"no mask for ward/3\.png"):
         regions_of(scans, tmp_path / "masks", tmp_path / "strict", strict=True)
 
 

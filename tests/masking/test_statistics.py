@@ -96,7 +96,7 @@ def test_text_states_what_the_user_needs() -> None:
 
 
 def test_regions_that_are_all_empty_end_in_a_sentence_on_the_prompt() -> None:
-    with pytest.raises(ValueError, match="got 3 empty ones. Change the prompt"):
+    with pytest.raises(ValueError, match=r"got 3 empty ones\. Change the prompt"):
         region_statistics(torch.zeros(3, 224, 224), create_policy("region"), grid=GRID)
 
 

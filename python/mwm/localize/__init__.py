@@ -15,8 +15,8 @@ from mwm.localize.registry import create_localizer, list_localizers
 __all__ = [
     "LocalizeReport",
     "Localizer",
-    "UnsupportedImage",
     "RefineSettings",
+    "UnsupportedImage",
     "check_images",
     "component_boxes",
     "create_localizer",

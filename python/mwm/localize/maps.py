@@ -12,7 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mwm.data import DataError, MaskFolder, MissingRegion, ReadSettings, Record, content_digest, match_size, read_record_mask
+from mwm.data import (
+    DataError,
+    MaskFolder,
+    MissingRegion,
+    ReadSettings,
+    Record,
+    content_digest,
+    match_size,
+    read_record_mask,
+)
 from mwm.localize.protocol import UnsupportedImage, check_images
 
 _FRAME = re.compile(r"(.+)#([a-z]\w*)")
