@@ -87,7 +87,7 @@ class PretrainConfig:
     log_every: int = _help(10, "steps between writes of metrics.csv and TensorBoard (every step is logged)")
     checkpoint_minutes: float = _help(10.0, "minutes between checkpoints; 0 = none by time")
     checkpoint_steps: int = _help(0, "steps between checkpoints; 0 = none by steps")
-    panel_every: int = _help(10, "epochs between reconstruction panels; 0 = none")
+    panel_every: int = _help(10, "epochs between reconstruction panels, and one at the end; 0 = none")
     panel_images: int = _help(8, "images on a panel")
     progress: bool = _help(True, "show the progress bar")
 

@@ -128,7 +128,8 @@ def name_map(encoder: nn.Module, full: nn.Module) -> dict[str, str]:
     return names
 
 
-def export(run: Path, name: str, encoder: nn.Module, preprocessing: Preprocessing, *, seed: int, facts: Mapping[str, str] | None = None) -> Path:
+def export(run: Path, name: str, encoder: nn.Module, preprocessing: Preprocessing, *, seed: int,
+           facts: Mapping[str, str] | None = None) -> list[str]:
     """Write encoder.safetensors, and for timm names config.json and model.safetensors.
 
     Both weight files hold every entry of the full model but its classifier; entries that no feature map reaches (a
@@ -143,7 +144,7 @@ def export(run: Path, name: str, encoder: nn.Module, preprocessing: Preprocessin
         facts: further metadata.
 
     Returns:
-        Path of encoder.safetensors.
+        Names of the entries that are not trained.
     """
     from safetensors.torch import save
 
@@ -160,7 +161,7 @@ def export(run: Path, name: str, encoder: nn.Module, preprocessing: Preprocessin
     if not name.startswith(_TORCHVISION):
         write_atomic(run / "model.safetensors", lambda file: file.write(content))
         write_text(run / "config.json", json.dumps(_timm_config(name, full, preprocessing), indent=2) + "\n")
-    return run / ENCODER
+    return untrained
 
 
 def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:

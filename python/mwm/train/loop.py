@@ -16,11 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from mwm.mim import MaskedImageModel
-from mwm.sparse import create_encoder, random_state, sparsify
+from mwm.sparse import random_state
 from mwm.train import checkpoint, distributed, record
+from mwm.train.build import build_model
 from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError
 from mwm.train.distributed import World
-from mwm.train.export import export, full_model, name_map
+from mwm.train.export import export
 from mwm.train.loader import BatchOrder, MaskedViews, create_loader, one_sentence
 from mwm.train.logs import RunLogs
 from mwm.train.optim import Schedule, create_optimizer
@@ -94,13 +95,14 @@ class _Trainer:
             self._train()
             if self.world.is_main:
                 self._finish()
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             if self.world.is_main:
                 with contextlib.suppress(TrainError):
                     self._write_facts("stopped")
-            if isinstance(error, TrainError):
+            sentence = _sentence(error)
+            if isinstance(error, TrainError) or sentence is None:
                 raise
-            raise TrainError(f"pretrain: {one_sentence(error)} What was written before is whole; go on with --resume.") from error
+            raise TrainError(f"pretrain: {sentence} What was written before is whole; go on with --resume.") from error
         finally:
             if self.logs is not None:
                 with contextlib.suppress(TrainError):
@@ -133,7 +135,7 @@ class _Trainer:
                     loss = self._flush(logged_at)
                     logged_at = (time.monotonic(), self.step)
                     bar.set_postfix_str(f"epoch {batch.epoch + 1}/{config.epochs} loss {loss:.4f}", refresh=False)
-                if epoch_ends and self.world.is_main and config.panel_every and (batch.epoch + 1) % config.panel_every == 0:
+                if epoch_ends and self.world.is_main:
                     self._panel(batch.epoch + 1)
                 if save:
                     self._save()
@@ -143,7 +145,7 @@ class _Trainer:
     def _step(self, batch: Any, visible: int | None) -> torch.Tensor:
         """One optimizer step; returns [loss, gradient norm, hidden, patches, flat hidden, all hidden error, flat error]."""
         device, config = self.world.device, self.config
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
+        torch.manual_seed(((config.seed * 1_000_003 + self.step) * 4099 + self.world.rank) % 2**63)
         self.schedule.apply(self.optimizer, self.step)
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
         active = batch.active if visible is None or device.type == "cpu" else batch.active.to(device, non_blocking=True)
@@ -168,9 +170,9 @@ class _Trainer:
         """Bring the pending rows to the logs; returns the last loss."""
         values = torch.stack([row for _, _, row in self.pending]).tolist()
         for (step, epoch, _), (loss, norm, hidden, patches, flat, everything, flat_error) in zip(self.pending, values, strict=True):
-            if not math.isfinite(loss):
+            if not (math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())):  # a scaler skips such steps itself
                 saved = "the checkpoint" if (self.run_folder / checkpoint.NAME).exists() else "what was written"
-                raise TrainError(f"pretrain: the loss of step {step} is not finite (NaN or infinite); {saved} from before is kept. Lower --base-lr, "
+                raise TrainError(f"pretrain: the loss or gradient of step {step} is not finite (NaN or infinite); {saved} from before is kept. Lower --base-lr, "
                                  "lengthen --warmup-epochs, set --clip, or use --precision fp32, and start a new --out.")
             if self.logs is not None:
                 self.logs.row({"step": step, "epoch": epoch, "loss": loss, "lr": self.schedule.lr(step - 1),
@@ -195,7 +197,8 @@ class _Trainer:
         return distributed.broadcast_object(time.monotonic() - saved_at >= 60 * config.checkpoint_minutes, self.world)
 
     def _save(self) -> None:
-        self._flush((time.monotonic(), self.step)) if self.pending else None
+        if self.pending:
+            self._flush((time.monotonic(), self.step))
         if self.world.is_main:
             checkpoint.save(self.run_folder / checkpoint.NAME, {
                 "format": checkpoint.FORMAT, "step": self.step, "epoch": self.step // self.per_epoch, "schedule": asdict(self.schedule),
@@ -224,6 +227,10 @@ class _Trainer:
         self.seconds_before = record.read_run_json(self.run_folder).get("wall_time_seconds", 0.0)
 
     def _panel(self, epoch: int) -> None:
+        """Draw the panel of an epoch, counted from 1, where one is due; the last epoch has one."""
+        every = self.config.panel_every
+        if not every or (epoch % every and epoch != self.config.epochs):
+            return
         images, region, ids = self.prepared.samples(self.config.panel_images)
         policy = self.prepared.policy
         active = policy(region if policy.needs_region else None, grid=self.config.grid, seed=self.config.seed, ids=ids, epoch=0)
@@ -238,47 +245,22 @@ class _Trainer:
         self.prepared.write_skipped(self.run_folder)
 
     def _finish(self) -> None:
-        export(self.run_folder, self.config.encoder, self.model.net, self.prepared.preprocessing, seed=self.config.seed,
-               facts={"epochs": str(self.config.epochs), "steps": str(self.step)})
+        untrained = export(self.run_folder, self.config.encoder, self.model.net, self.prepared.preprocessing, seed=self.config.seed,
+                           facts={"epochs": str(self.config.epochs), "steps": str(self.step)})
+        if untrained:
+            print(f"not trained, since no feature map depends on them: {', '.join(sorted({key.rpartition('.')[0] for key in untrained}))}; they keep their "
+                  "initial values.")
         self._write_facts("finished")
         self.prepared.report_skipped()
 
 
-def build_model(config: PretrainConfig, world: World) -> MaskedImageModel:
-    """The model of a run on its device, initialised from the seed; checks that its encoder can be exported.
-
-    Raises:
-        TrainError: the encoder is unknown, or its strides do not fit the patch size.
-    """
-    channels = config.channels
-    torch.manual_seed(config.seed)
-    try:
-        full = full_model(config.encoder, channels, 1)
-        encoder = create_encoder(config.encoder, channels, **_drop_path(config))
-        name_map(encoder, full)
-        torch.manual_seed(config.seed)
-        model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels)
-    except TrainError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise TrainError(f"pretrain: {error}") from error
-    unreached = set(model.unreached)
-    for name, parameter in model.net.named_parameters():
-        if name in unreached:
-            parameter.requires_grad_(False)
-    return distributed.sync_batch_norm(model.to(world.device).train(), world)
-
-
-def _drop_path(config: PretrainConfig) -> dict[str, float]:
-    """The encoder's argument for stochastic depth; refused where the family has none."""
-    if not config.drop_path:
-        return {}
-    if not config.encoder.startswith("torchvision/"):
-        return {"drop_path_rate": config.drop_path}
-    if not config.encoder.removeprefix("torchvision/").startswith(("convnext", "efficientnet")):
-        raise TrainError(f"pretrain: drop_path must be 0 for {config.encoder}, which has no stochastic depth, got {config.drop_path}. Leave it out, or take "
-                         "timm's model of that name.")
-    return {"stochastic_depth_prob": config.drop_path}
+def _sentence(error: Exception) -> str | None:
+    """What an error in mid-run means to the user; None for those that only a traceback explains."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device has no memory left for this batch. Lower --batch-size or --decoder-width, or take --precision bf16."
+    if isinstance(error, RuntimeError):
+        return "a loader process was killed, probably for want of memory. Lower --workers." if "DataLoader worker" in str(error) else None
+    return one_sentence(error)
 
 
 def _on_main(world: World, work: Callable[[], Any]) -> Any:
