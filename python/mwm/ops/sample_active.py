@@ -93,7 +93,7 @@ def sample_active(
     if strata.is_floating_point():
         raise TypeError(f"sample_active: strata must be integers, got {strata.dtype}.")
     batch = strata.shape[0]
-    ids = check_ids("sample_active", ids)
+    ids = check_ids("sample_active", ids).to(strata.device)
     if ids.shape[0] != batch:
         raise ValueError(f"sample_active: ids must be [B] with B = {batch} (the images of strata), got {list(ids.shape)}.")
     seed = check_counters("sample_active", seed, epoch, view)
