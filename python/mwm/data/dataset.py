@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from . import blob
 from .errors import DataError, MissingRegion
-from .geometry import fit, resize
+from .geometry import fit
 from .image import content_digest, decode
 from .masks import match_size
+from .ram import Decoded, RamCache
 from .records import Record
 from .regions import RegionStore, open_regions, warn_of_other_settings
 from .settings import ReadSettings
@@ -41,7 +42,7 @@ class PretrainDataset(Dataset):
         channels: Grey ↔ colour conversion; None keeps the file's.
         seed: Of the transform.
         view: Number of the view within the epoch.
-        cache: Decoded images: "ram" (per process; forked workers share what was read before), "disk" (in
+        cache: Decoded images: "ram" (one copy, shared by forked workers, where `size` and `channels` are set), "disk" (in
             `$XDG_CACHE_HOME/mwm/images`, else `~/.cache/mwm/images`), another folder for it, or None. Entries on disk are named by a
             hash of content and settings and hold pixels only.
 
@@ -54,15 +55,16 @@ class PretrainDataset(Dataset):
                  cache: str | Path | None = None) -> None:
         self.records, self.settings, self.transform = list(records), settings or ReadSettings(), transform
         self.channels, self.seed, self.view = channels, seed, view
-        self.in_ram = str(cache) == "ram"
-        self.cache_folder = None if cache is None or self.in_ram else default_cache_folder() if str(cache) == "disk" else Path(cache).expanduser()
+        self._ram = RamCache(len(self.records)) if str(cache) == "ram" else None
+        self.cache_folder = None if cache is None or self._ram is not None else default_cache_folder() if str(cache) == "disk" else Path(cache).expanduser()
         self.regions = None if regions is None else open_regions(regions)
-        self._ram: dict[int, tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]] = {}
         self._digests: dict[int, str] = {}
         if self.regions is not None:
             for sentence in warn_of_other_settings(self.regions, self.settings):
                 warnings.warn(sentence, stacklevel=2)
             self._check_regions(regions)
+        if self._ram is not None and self.settings.size is not None and channels is not None:
+            self._ram.prepare((channels, *self.settings.size))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -90,30 +92,23 @@ class PretrainDataset(Dataset):
         region = self.regions.region(record, self.settings)
         if region is None:
             raise MissingRegion(f"{record.name} has no region. Run mwm localize on it, or add a mask of its name.")
-        made = getattr(self.regions, "read", None)
-        if made is not None and made.size is not None:  # it was drawn on a resized image: it fits one of that frame
-            if (made.aspect, tuple(region.shape)) != (self.settings.aspect, made.size) and made.aspect != "stretch":
-                raise DataError(f"region: the regions were made with aspect {made.aspect}, got {self.settings.aspect} now. Use the same, or run mwm localize again.")
-            if made.aspect == self.settings.aspect:
-                return resize(region[None], size)[0].clamp(0, 1)
-            region = resize(region[None], stored)[0]
         region = match_size(region, stored, f"that of {record.name}")
         return fit(region[None], self.settings, spacing)[0].clamp(0, 1)
 
-    def _image(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+    def _image(self, index: int) -> Decoded:
         """Quantised image uint16 [C, H, W], the size of the stored one, and its pixel spacing."""
-        if index in self._ram:
-            return self._ram[index]
-        found = self._from_disk(index, self.cache_folder) if self.cache_folder is not None else self._decode(index)
-        if self.in_ram:
-            self._ram[index] = found
-        return found
+        if self._ram is not None:
+            found = self._ram.get(index)
+            if found is None:
+                self._ram.put(index, found := self._decode(index))
+            return found
+        return self._from_disk(index, self.cache_folder) if self.cache_folder is not None else self._decode(index)
 
-    def _decode(self, index: int) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+    def _decode(self, index: int) -> Decoded:
         image, stored, spacing = decode(self.records[index], self.settings, channels=self.channels)
         return (image.numpy() * _LEVELS).round().astype(np.uint16), stored, spacing
 
-    def _from_disk(self, index: int, folder: Path) -> tuple[np.ndarray, tuple[int, int], tuple[float, float] | None]:
+    def _from_disk(self, index: int, folder: Path) -> Decoded:
         if index not in self._digests:
             self._digests[index] = content_digest(self.records[index])
         key = blob.key(self._digests[index], repr(sorted(self.settings.to_dict().items())), str(self.channels))

@@ -83,11 +83,10 @@ def _records(rows: list[Row], base: Path, settings: ReadSettings) -> list[Record
     """One record per slice of each row; refuses files that are listed twice, and lists whose files are all missing."""
     records: list[Record] = []
     names: set[str] = set()
-    there = False
+    files: dict[tuple[int, int], Path] = {}
     for row in rows:
         path = base / row.file
-        exists = path.exists()
-        there = there or exists
+        exists = _is_new_file(path, files, base)
         split = [row.frame] if row.frame is not None else (readers.frames(path, settings) if exists else []) or [None]
         if len(records) + len(split) > MAX_FILES:
             raise DataError(f"images: a list must have at most {MAX_FILES:,} images, slices counted, got more. Split it.")
@@ -97,20 +96,21 @@ def _records(rows: list[Row], base: Path, settings: ReadSettings) -> list[Record
                 raise DataError(f"images: each image must be listed once, got {name!r} twice. Remove one of the two.")
             names.add(name)
             records.append(Record(path, name, 0, row.split, row.label, row.patient, base / row.mask if row.mask else None, row.boxes, row.prompt, frame))
-    if not there:
+    if not files:
         raise DataError(f"images: none of the {len(rows)} listed files is there (the first is {rows[0].file!r}). Paths are relative to {_shown(base)}; give root where they start elsewhere.")
-    _refuse_aliases(records)
     return assign_ids(records)
 
 
-def _refuse_aliases(records: list[Record]) -> None:
-    """Two names for one file through links would train on it twice and could put it into two splits."""
-    real: dict[tuple[Path, str | None], str] = {}
-    for record in records:
-        key = (record.path.resolve(), record.frame)
-        if key in real:
-            raise DataError(f"images: each image must be listed once, but {real[key]!r} and {record.name!r} are the same file. Remove one of the two.")
-        real[key] = record.name
+def _is_new_file(path: Path, files: dict[tuple[int, int], Path], base: Path) -> bool:
+    """Whether a file is there; refuses a second name for one file through links, which could put it into two splits."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    first = files.setdefault((found.st_dev, found.st_ino), path)
+    if first != path and first.resolve() == path.resolve():
+        raise DataError(f"images: each image must be listed once, but {first.relative_to(base).as_posix()!r} and {path.relative_to(base).as_posix()!r} are the same file. Remove one of the two.")
+    return True
 
 
 def _of_split(records: list[Record], split: str | None) -> list[Record]:

@@ -85,7 +85,7 @@ def has_file_column(path: Path) -> bool:
 
 
 def read_text_list(path: Path, root: Path) -> list[Row]:
-    """The lines of a text list: one path per line; empty lines are skipped.
+    """The lines of a text list: one path per line; empty lines, and those that begin with "# ", are skipped.
 
     Raises:
         DataError: no lines, or a path outside the root.
@@ -95,7 +95,7 @@ def read_text_list(path: Path, root: Path) -> list[Row]:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 _check_count(len(rows), path)
-                if line.strip():
+                if line.strip() and not line.startswith("# "):
                     rows.append(_row({"file": line.strip()}, f"{path.name}, line {number}", root))
     except UnicodeDecodeError as error:
         raise DataError(f"images: {path.name} must be text in UTF-8, one path per line. Is it an image itself? Then give its folder.") from error

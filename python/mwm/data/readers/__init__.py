@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii"
 """Names that a folder or glob lists; files without an extension are listed where they begin as DICOM files do."""
 
 _HAS_FRAMES = {"tiff", "dicom", "nifti"}
+_SINGLE = {".png", ".jpg", ".jpeg"}
+
+for _name in ("tifffile", "pydicom", "nibabel.global"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log file names and header values; refusals are ours to word
 
 
 def is_image_name(path: Path) -> bool:
@@ -43,6 +48,8 @@ def frames(path: Path, settings: ReadSettings) -> list[str]:
         path: The file.
         settings: Of which `slice_axis` and `orientation` matter.
     """
+    if path.suffix.lower() in _SINGLE:
+        return []  # lists of a million such files are not opened one by one
     try:
         with _in_words():
             family = _family(path)

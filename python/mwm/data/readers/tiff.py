@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from ..limits import check_pixels
 from ..raw import Raw
 from ..settings import ReadSettings
 from . import pillow
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs file names
 
 
 def frames(path: Path, settings: ReadSettings) -> list[str]:
