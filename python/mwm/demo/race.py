@@ -50,7 +50,7 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
 
     Args:
         images: [B, C, H, W], float32
-        active: bool, True = visible, the same number in every image. [B, Gh, Gw]
+        active: bool, True = visible. [B, Gh, Gw]
         budget: seconds that the timed pairs may take; at least three pairs are run, at most nine.
         seed: of the random weights.
     """
@@ -62,7 +62,8 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
     masked = MaskMultiply(dense).to(memory_format=torch.channels_last)
     dense = dense.to(memory_format=torch.channels_last)
     images = ((images - images.mean()) / images.std()).contiguous(memory_format=torch.channels_last)
-    visible = int(active[0].sum())
+    counts = active.flatten(1).sum(1)
+    visible = int(counts[0]) if bool((counts == counts[0]).all()) else None
 
     sides: dict[str, Callable[[], list[Tensor]]] = {
         OURS: lambda: [m.unpack() for m in ours(mwm.pack(images, active, visible=visible))],
@@ -85,7 +86,7 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
             times[name].append(time.perf_counter() - began)
     ratios = {name: statistics.median(t / m for t, m in zip(times[name], times[OURS], strict=True)) for name in (DENSE, MASKED)}
     return Race(difference, gradient_difference, {name: statistics.median(t) for name, t in times.items()}, ratios, len(times[OURS]),
-                len(images), images.shape[-1], 1 - visible / active[0].numel(), torch.get_num_threads())
+                len(images), images.shape[-1], 1 - float(active.float().mean()), torch.get_num_threads())
 
 
 def _step(maps: Callable[[], list[Tensor]], weights: list[Tensor]) -> Callable[[], list[Tensor]]:

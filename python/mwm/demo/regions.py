@@ -42,11 +42,11 @@ class Shown:
         return [f"{TITLES[kind]} · prompt “{PROMPTS[kind]}”" for kind in self.kinds]
 
 
-def locate_shown(scans: Scans, localizer) -> Shown:
-    """Read the shown scans and run the localizer on each with its prompt."""
+def locate_shown(scans: Scans, localizer, size: int = SIZE) -> Shown:
+    """Read the shown scans at `size` pixels and run the localizer on each with its prompt."""
     kinds = list(PROMPTS)
     records = [scans.shown(kind) for kind in kinds]
-    images = read_scans(records, SIZE)
+    images = read_scans(records, size)
     maps = localizer(images, [PROMPTS[kind] for kind in kinds])
     return Shown(kinds, images, maps, refine(maps, REFINE), torch.tensor([record.id for record in records]))
 
@@ -70,7 +70,8 @@ def policies() -> tuple[Policy, Policy]:
 
 def draw(policy: Policy, shown: Shown, *, seed: int = 0) -> Tensor:
     """Masks of the shown scans. bool [3, Gh, Gw]"""
-    return policy(shown.regions, grid=(SIZE // PATCH, SIZE // PATCH), seed=seed, ids=shown.ids, epoch=0)
+    grid = (shown.images.shape[2] // PATCH, shown.images.shape[3] // PATCH)
+    return policy(shown.regions, grid=grid, seed=seed, ids=shown.ids, epoch=0)
 
 
 def cases_sheet(shown: Shown, active: Tensor, policy: Policy) -> Sheet:

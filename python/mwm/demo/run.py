@@ -19,8 +19,8 @@ from mwm.demo.probe import run_probe
 from mwm.demo.race import DENSE, MASKED, run_race
 from mwm.demo.scans import ASPECT, Scans, load_scans, read_scans
 from mwm.localize import localize_folder
-from mwm.masking import stack_inside
-from mwm.view import save
+from mwm.masking import Policy, stack_inside
+from mwm.view import Chart, save
 
 
 GRID = (parts.SIZE // parts.PATCH, parts.SIZE // parts.PATCH)
@@ -95,21 +95,24 @@ class _Demo:
         self.found.policies = parts.policies_sheet(self.shown, self.region_mask, uniform_mask, self.policy)
         self._save(self.found.policies, "3_uniform_and_region.png")
         self.regions = self.out / "regions"
-        records = scans.records
-        localize_folder(records, None, self.localizer, self.regions, parts.REFINE)
-        dataset = PretrainDataset(records, ReadSettings(size=(parts.SIZE, parts.SIZE), aspect=ASPECT), str(self.regions), None)
-        self.inside = stack_inside((dataset[k]["region"] for k in range(len(records))), GRID, self.policy)
-        ids = torch.tensor([record.id for record in records])
-        self.policy = self.policy.with_empty_share(self.policy.mean_share(self.inside))
-        self.uniform = mwm.create_policy("uniform", match=self.policy)
-        self.found.policy_shares = parts.shares_chart(self.inside, ids, GRID, {"region mask": self.policy, "uniform mask": self.uniform}, seed=self.config.seed)
-        self._save(self.found.policy_shares, "4_hidden_shares.png")
+        localize_folder(scans.records, None, self.localizer, self.regions, parts.REFINE)
+        chart = self.found.policy_shares = self._shares(scans, parts.SIZE, with_uniform=True)[1]
+        self._save(chart, "4_hidden_shares.png")
+
+    def _shares(self, scans: Scans, size: int, *, with_uniform: bool) -> tuple[Policy, Chart]:
+        """The region policy completed with the share of empty regions, and the hidden shares of all scans at `size` pixels."""
+        grid = (size // parts.PATCH, size // parts.PATCH)
+        dataset = PretrainDataset(scans.records, ReadSettings(size=(size, size), aspect=ASPECT), str(self.regions), None)
+        inside = stack_inside((dataset[k]["region"] for k in range(len(dataset))), grid, self.policy)
+        policy = self.policy.with_empty_share(self.policy.mean_share(inside))
+        named = {"region mask": policy, **({"uniform mask": mwm.create_policy("uniform", match=policy)} if with_uniform else {})}
+        return policy, parts.shares_chart(inside, torch.tensor([record.id for record in scans.records]), grid, named, seed=self.config.seed)
 
     def _race(self, scans: Scans) -> None:
         self.console.begin("The encoder pays only for what is visible")
         count = 4 if self.config.quick else 8
         images = read_scans(scans.of("chest_xray")[:count], parts.SIZE)
-        policy = mwm.create_policy("uniform", mask_ratio=0.6)
+        policy = mwm.create_policy("uniform", overall=0.6)
         active = policy(None, grid=GRID, seed=self.config.seed, ids=torch.arange(len(images)), epoch=0)
         race = self.found.race = run_race(images, active, budget=2.0 if self.config.quick else 20.0, seed=self.config.seed)
         self.console.say(f"       ResNet-50, forward and backward, {race.hidden:.0%} hidden: largest difference from mask-multiply {race.difference:.0e} (gradients "
@@ -122,8 +125,9 @@ class _Demo:
         self.console.begin("Pre-training without labels")
         config = training.configure(self.config.train_seconds, scans, self.regions, self.out / "run", quick=self.config.quick, seed=self.config.seed)
         run, seconds = training.train(config)
-        shares = self.found.policy_shares
-        self.found.training = training.describe(config, run, seconds, self.shown, self.region_mask, shares, self.policy)
+        shown = parts.locate_shown(scans, self.localizer, training.SIZE)
+        policy, shares = self._shares(scans, training.SIZE, with_uniform=False)
+        self.found.training = training.describe(config, run, seconds, shown, parts.draw(policy, shown, seed=self.config.seed), shares, policy)
         self.run_folder = run
         self._save(self.found.training.loss, "5_loss.png")
         self._save(self.found.training.reconstruction, "6_reconstruction.png")

@@ -28,7 +28,7 @@ MOST_EPOCHS, FEWEST_EPOCHS = 60, 2
 def configure(demo_seconds: float, scans: Scans, regions: Path, out: Path, *, quick: bool, seed: int) -> PretrainConfig:
     """The demo's run: a ResNet-18 and a narrow decoder, small enough for a few minutes on two cores."""
     config = PretrainConfig(images=str(scans.index), out=str(out), regions=str(regions), encoder="resnet18", image_size=SIZE, patch_size=PATCH, channels=1,
-                            decoder_width=256, optimizer="adamw", base_lr=4e-3, batch_size=32, min_std=RECOMMENDED_MIN_STD, epochs=1, warmup_epochs=0.1,
+                            decoder_width=128, optimizer="adamw", base_lr=4e-3, batch_size=32, min_std=RECOMMENDED_MIN_STD, epochs=1, warmup_epochs=0.1,
                             read={"aspect": ASPECT}, panel_every=0, checkpoint_minutes=0, overwrite=True, workers=0, seed=seed)
     epochs = 1 if quick else fit_epochs(config, len(scans.records), demo_seconds)
     return config.replace(epochs=epochs, warmup_epochs=min(2.0, 0.1 * epochs))
@@ -42,7 +42,7 @@ def fit_epochs(config: PretrainConfig, images: int, seconds: float) -> int:
         images: number of images of an epoch.
         seconds: time for the steps.
     """
-    model = build_model(config, 1, World(0, 1, torch.device("cpu")))
+    model = build_model(config, World(0, 1, torch.device("cpu")))
     batch = torch.rand(config.batch_size, 1, *config.size)
     order = torch.rand(config.batch_size, config.grid[0] * config.grid[1]).argsort(1)
     active = (order < round(0.45 * order.shape[1])).view(-1, *config.grid)
@@ -64,7 +64,7 @@ def train(config: PretrainConfig) -> tuple[Path, float]:
 def rebuild(run: Path, shown: Shown, active: Tensor) -> Tensor:
     """What the trained model makes of the shown scans. [3, C, H, W] in [0, 1]"""
     config, preprocessing = PretrainConfig.from_run(run), load_encoder(run).preprocessing
-    model = build_model(config, preprocessing.channels, World(0, 1, torch.device("cpu")))
+    model = build_model(config, World(0, 1, torch.device("cpu")))
     path = run / saved.NAME
     saved.load_into(model, saved.load(path)["model"], path.name)
     model.eval()
