@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
-
 from mwm.data import PretrainDataset, ReadSettings, open_regions, read_list
 from mwm.localize import RefineSettings, UnsupportedImage, localize_folder
+from PIL import Image
+from torch import Tensor
 
 
 class Bright:

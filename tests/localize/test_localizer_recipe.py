@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from mwm.localize import Localizer, localize_folder
+from PIL import Image
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from mwm.masking import UniformPolicy
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
 from mwm.masking import PRESETS, create_policy
 
 GRID = (7, 7)

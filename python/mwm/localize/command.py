@@ -77,8 +77,10 @@ def run_localize(
         raise ValueError("localize: images must be a folder, glob, text list or index CSV, got none. For example: mwm localize SCANS --prompt 'both lungs'.")
     refinement = {"method": method, "threshold": threshold, "min_peak": min_peak, "min_area": min_area, "components": components, "expand": expand, "soft": soft}
     given = {name: value for name, value in refinement.items() if value is not None}
+    own = {"read": read} if localizer == "maps" else {}  # masks of volumes are sliced like the images
+    found = create_localizer(localizer, checkpoint=checkpoint, device=device, **own)
     report = localize_folder(
-        images, prompt, create_localizer(localizer, checkpoint=checkpoint, device=device, **({"read": read} if localizer == "maps" else {})), out, RefineSettings(**given) if given else None,
+        images, prompt, found, out, RefineSettings(**given) if given else None,
         read=read, split=split, root=root, batch_size=batch_size, strict=strict, progress=progress,
     )
     print(report)

@@ -122,7 +122,8 @@ def format_statistics(statistics: RegionStatistics) -> str:
     s = statistics
     low, median, mean, high = s.patches
     lines = [
-        f"regions: {s.images} images, grid {s.grid[0]}x{s.grid[1]}; region patches per image: median {median:.0f}, mean {mean:.1f}, from {low} to {high} of {s.grid[0] * s.grid[1]}",
+        f"regions: {s.images} images, grid {s.grid[0]}x{s.grid[1]}; "
+        f"region patches per image: median {median:.0f}, mean {mean:.1f}, from {low} to {high} of {s.grid[0] * s.grid[1]}",
         f"         empty regions {_percent(s.empty)}, full regions {_percent(s.full)} of the images",
         f"hidden:  inside {_percent(s.hidden_inside)}, outside {_percent(s.hidden_outside)}, overall {_percent(s.hidden)} of the patches",
     ]
