@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 from image_files import ramp
-from torch.utils.data import DataLoader
-
-from mwm.data import (DataError, EpochSampler, ImageList, JointTransform, MissingRegion, PretrainDataset, ReadSettings, RegionCache, collate, image_statistics,
-                      read_image, read_list)
+from mwm.data import DataError, EpochSampler, ImageList, JointTransform, MissingRegion, PretrainDataset, ReadSettings, RegionCache, collate, image_statistics, read_image, read_list
 from mwm.data.ram import RamCache
+from torch.utils.data import DataLoader
 
 
 @pytest.fixture
@@ -205,5 +203,5 @@ def test_other_settings_than_those_of_the_regions_warn(tmp_path: Path, scans: Im
 
 def test_a_full_disk_ends_in_one_sentence(scans: ImageList, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the cache's folder should be")
-    with pytest.raises(DataError, match="disk cache in .* cannot be written"):
+    with pytest.raises(DataError, match=r"disk cache in .* cannot be written"):
         PretrainDataset(scans, SIZE, cache=tmp_path / "cache")[0]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 from image_files import bomb_png, ramp
-from PIL import Image
-
 from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, read_image, read_list, scan
+from PIL import Image
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
@@ -18,7 +17,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for width, height in ((100_000, 100_000), (9000, 9000), (2**31 - 1, 2**31 - 1)):
-        with pytest.raises(UnreadableImage, match="more than the limit|claims more pixels|damaged"):
+        with pytest.raises(UnreadableImage, match=r"more than the limit|claims more pixels|damaged"):
             read_image(bomb_png(tmp_path / "bomb.png", width, height))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
 
@@ -35,7 +34,7 @@ def test_a_tiff_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffFile(path) as file:
         for name in ("ImageWidth", "ImageLength"):
             tag = file.pages[0].tags[name]
-            data[tag.valueoffset : tag.valueoffset + 4] = (60_000).to_bytes(tag.dtype == 3 and 2 or 4, "little").ljust(4, b"\0")
+            data[tag.valueoffset : tag.valueoffset + 4] = (60_000).to_bytes((tag.dtype == 3 and 2) or 4, "little").ljust(4, b"\0")
     path.write_bytes(bytes(data))
     with pytest.raises(UnreadableImage, match="more than the limit"):
         read_image(path)
@@ -56,7 +55,9 @@ def test_truncated_files_are_unreadable(tmp_path: Path, extension: str, kept: fl
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dcm", "a.nii", "a.nii.gz"])
 @pytest.mark.filterwarnings("ignore")
 def test_noise_and_text_are_unreadable(tmp_path: Path, name: str) -> None:
-    for content in (b"hello, I am a text. " * 60, np.random.default_rng(1).bytes(5000), b"\0" * 5000, b"II*\0" + b"\xff" * 300, b"\x1f\x8b" + b"x" * 200, b"\0" * 128 + b"DICM" + b"z" * 99):
+    for content in (b"hello, I am a text. " * 60,
+                    np.random.default_rng(1).bytes(5000), b"\0" * 5000, b"II*\0" + b"\xff" * 300,
+                    b"\x1f\x8b" + b"x" * 200, b"\0" * 128 + b"DICM" + b"z" * 99):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableImage):
             read_image(tmp_path / name)
@@ -109,9 +110,8 @@ def test_scan_leaves_out_counts_and_lists(tmp_path: Path, png) -> None:
 
 
 def test_batches_of_scanned_records_keep_their_size(tmp_path: Path, png) -> None:
-    from torch.utils.data import DataLoader
-
     from mwm.data import EpochSampler, collate
+    from torch.utils.data import DataLoader
 
     for k in range(9):
         png(f"{k}.png", ramp(8, 8).astype(np.uint8))

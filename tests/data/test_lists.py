@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from mwm.data import DataError, assign_ids, image_id, read_list
 from mwm.data.records import Record
 from mwm.data.walk import expand_glob
@@ -55,7 +54,8 @@ def test_text_list_and_csv_name_the_same_images_as_the_folder(tree: Path) -> Non
 
 
 def test_all_columns_of_the_schema_are_read(tree: Path) -> None:
-    (tree / "index.csv").write_text('file,split,label,patient,mask,boxes,prompt\na/one.png,train,cyst,p1,b/two.png,"[{""label"": ""cyst"", ""bbox_xyxy"": [0, 1, 2, 3]}]",the cyst\nthree.jpg,test,,,,,\n')
+    (tree / "index.csv").write_text('file,split,label,patient,mask,boxes,prompt\n'
+                                    'a/one.png,train,cyst,p1,b/two.png,"[{""label"": ""cyst"", ""bbox_xyxy"": [0, 1, 2, 3]}]",the cyst\nthree.jpg,test,,,,,\n')
     first, second = read_list(tree / "index.csv")
     assert (first.split, first.label, first.patient, first.prompt) == ("train", "cyst", "p1", "the cyst")
     assert first.mask == (tree / "b/two.png") and first.boxes == ({"label": "cyst", "bbox_xyxy": [0, 1, 2, 3]},)

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from mwm.data import DataError, ReadSettings, read_image
 from mwm.data.geometry import fit
 from mwm.data.intensity import map_intensity
@@ -16,7 +15,8 @@ from mwm.data.raw import Raw
 
 @pytest.mark.parametrize("values", [
     {"intensity": "bright"}, {"intensity": "window"}, {"intensity": "window=40"}, {"intensity": "window=40,0"}, {"intensity": "window=40,-5"}, {"intensity": "window=nan,5"},
-    {"intensity": "window=1,2,3"}, {"intensity": 5}, {"aspect": "zoom"}, {"orientation": "left"}, {"slice_axis": 3}, {"slice_axis": "w"}, {"size": (0, 4)}, {"size": (4,)}, {"size": (4, 4.5)},
+    {"intensity": "window=1,2,3"}, {"intensity": 5},
+    {"aspect": "zoom"}, {"orientation": "left"}, {"slice_axis": 3}, {"slice_axis": "w"}, {"size": (0, 4)}, {"size": (4,)}, {"size": (4, 4.5)},
 ])
 def test_wrong_settings_are_refused_in_one_sentence(values: dict) -> None:
     with pytest.raises(DataError) as caught:
@@ -38,7 +38,8 @@ def test_each_difference_is_a_sentence() -> None:
     assert now.differences(now) == []
 
 
-@pytest.mark.parametrize(("intensity", "low", "high"), [("minmax", 0, 399), ("percentile", 399 * 0.005, 399 * 0.995), ("window=100,50", 75, 125), ("auto", 399 * 0.005, 399 * 0.995)])
+@pytest.mark.parametrize(("intensity", "low", "high"), [("minmax", 0, 399), ("percentile", 399 * 0.005, 399 * 0.995), ("window=100,50", 75, 125),
+                                                      ("auto", 399 * 0.005, 399 * 0.995)])
 def test_intensities_map_their_bounds_to_0_and_1(intensity: str, low: float, high: float) -> None:
     values = np.arange(400, dtype=np.uint16).reshape(1, 20, 20)
     mapped = map_intensity(Raw(values), ReadSettings(intensity=intensity))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from mwm.data import DataError, EpochSampler, JointTransform
 
-WHERE = dict(seed=3, id=77, epoch=5)
+WHERE = {"seed": 3, "id": 77, "epoch": 5}
 
 
 @pytest.mark.parametrize("size", [(24, 24), (16, 40), (64, 64)])
@@ -91,7 +90,7 @@ def test_start_continues_where_a_run_was_cut() -> None:
     whole = list(EpochSampler(17, seed=0, epoch=2, rank=1, world_size=2))
     sampler = EpochSampler(17, seed=0, epoch=2, start=3, rank=1, world_size=2)
     assert list(sampler) == whole[3:] and len(sampler) == len(whole) - 3
-    assert list(EpochSampler(3, seed=0, epoch=4, keyed=True))[0][0] == 4
+    assert next(iter(EpochSampler(3, seed=0, epoch=4, keyed=True)))[0] == 4
     assert list(EpochSampler(0, seed=0, epoch=0)) == []
     with pytest.raises(DataError, match="rank below world_size"):
         EpochSampler(5, seed=0, epoch=0, rank=2, world_size=2)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from image_files import ramp
-
 from mwm.data import ReadSettings, UnreadableImage, read_image, read_list
 from mwm.data.readers import read
 
@@ -195,5 +194,5 @@ def test_broken_volumes_are_told(tmp_path: Path, nifti) -> None:
         with pytest.raises(UnreadableImage):
             read_image(next(r for r in read_list(f"{tmp_path}/{name}")) if name.startswith("short") else tmp_path / name)
     (record,) = read_list(tmp_path / "huge.nii")
-    with pytest.raises(UnreadableImage, match="volume|voxels"):
+    with pytest.raises(UnreadableImage, match=r"volume|voxels"):
         read_image(record)

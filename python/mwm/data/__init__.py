@@ -10,8 +10,8 @@ from .masks import MaskFolder, match_size, read_mask, read_record_mask
 from .records import ImageList, Record, assign_ids, image_id
 from .regions import MaskColumn, RegionCache, RegionMaps, RegionStore, open_regions
 from .sampler import EpochSampler
-from .settings import ReadSettings
 from .scans import demo_folder
+from .settings import ReadSettings
 from .skipped import SkippedFiles
 from .statistics import image_statistics, scan
 from .table import COLUMNS

@@ -45,9 +45,10 @@ def fit(x: Tensor, settings: ReadSettings, spacing: tuple[float, float] | None =
         top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
         return F.pad(resize(x, inner), (left, width - inner[1] - left, top, height - inner[0] - top))
     # Cut in stored pixels first: a needle of an image must not be blown up before it is cut.
-    part = max(1, min(x.shape[-2], round(height / scale / (spacing[0] if spacing else 1.0)))), max(1, min(x.shape[-1], round(width / scale / (spacing[1] if spacing else 1.0))))
-    top, left = (x.shape[-2] - part[0]) // 2, (x.shape[-1] - part[1]) // 2
-    return resize(x[..., top : top + part[0], left : left + part[1]], settings.size)
+    rows = max(1, min(x.shape[-2], round(x.shape[-2] * height / (scale * tall))))
+    columns = max(1, min(x.shape[-1], round(x.shape[-1] * width / (scale * wide))))
+    top, left = (x.shape[-2] - rows) // 2, (x.shape[-1] - columns) // 2
+    return resize(x[..., top : top + rows, left : left + columns], settings.size)
 
 
 def convert_channels(image: Tensor, channels: int | None) -> Tensor:

@@ -37,7 +37,9 @@ def read_image(image: str | Path | Record, settings: ReadSettings | None = None,
     return decode(image, settings, channels=channels, **overrides)[0]
 
 
-def decode(image: str | Path | Record, settings: ReadSettings | None = None, channels: int | None = None, **overrides: Any) -> tuple[Tensor, tuple[int, int], tuple[float, float] | None]:
+def decode(
+    image: str | Path | Record, settings: ReadSettings | None = None, channels: int | None = None, **overrides: Any
+) -> tuple[Tensor, tuple[int, int], tuple[float, float] | None]:
     """`read_image`, the image's own size before `settings.size`, and its pixel spacing where known."""
     settings = replace(settings or ReadSettings(), **overrides) if overrides else settings or ReadSettings()
     path, frame, name = (image.path, image.frame, image.name) if isinstance(image, Record) else (Path(image), None, Path(image).name)

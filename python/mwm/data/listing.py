@@ -97,19 +97,21 @@ def _records(rows: list[Row], base: Path, settings: ReadSettings) -> list[Record
             names.add(name)
             records.append(Record(path, name, 0, row.split, row.label, row.patient, base / row.mask if row.mask else None, row.boxes, row.prompt, frame))
     if not files:
-        raise DataError(f"images: none of the {len(rows)} listed files is there (the first is {rows[0].file!r}). Paths are relative to {_shown(base)}; give root where they start elsewhere.")
+        raise DataError(f"images: none of the {len(rows)} listed files is there (the first is {rows[0].file!r}). Paths are relative to {_shown(base)}; "
+                        "give root where they start elsewhere.")
     return assign_ids(records)
 
 
 def _is_new_file(path: Path, files: dict[tuple[int, int], Path], base: Path) -> bool:
     """Whether a file is there; refuses a second name for one file through links, which could put it into two splits."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return False
-    first = files.setdefault((found.st_dev, found.st_ino), path)
+    first = files.setdefault((status.st_dev, status.st_ino), path)
     if first != path and first.resolve() == path.resolve():
-        raise DataError(f"images: each image must be listed once, but {first.relative_to(base).as_posix()!r} and {path.relative_to(base).as_posix()!r} are the same file. Remove one of the two.")
+        one, other = (found.relative_to(base).as_posix() for found in (first, path))
+        raise DataError(f"images: each image must be listed once, but {one!r} and {other!r} are the same file. Remove one of the two.")
     return True
 
 

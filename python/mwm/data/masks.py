@@ -79,7 +79,8 @@ def match_size(region: Tensor, size: tuple[int, int], name: str) -> Tensor:
     a, b = height * size[1], width * size[0]
     slack = max(ASPECT_TOLERANCE * max(a, b), (size[0] + size[1]) / 2)  # at least the rounding of both edges by half a pixel
     if abs(a - b) > slack:
-        raise DataError(f"region: {name} must have the shape of its image, got {height} x {width} for an image of {size[0]} x {size[1]} pixels. Give the region of this image, at its own size.")
+        raise DataError(f"region: {name} must have the shape of its image, got {height} x {width} for an image of {size[0]} x {size[1]} pixels. "
+                        "Give the region of this image, at its own size.")
     return resize(region[None], size)[0].clamp(0, 1)
 
 
@@ -121,7 +122,8 @@ class MaskFolder:
             for ending in _ENDINGS:
                 found = self._by_stem.get(base + ending, [])
                 if len(found) > 1:
-                    raise DataError(f"regions: each image must have one mask, got {len(found)} for {record.name} ({', '.join(path.name for path in found[:3])}). Remove all but one.")
+                    names = ", ".join(path.name for path in found[:3])
+                    raise DataError(f"regions: each image must have one mask, got {len(found)} for {record.name} ({names}). Remove all but one.")
                 if found:
                     return found[0]
         return None

@@ -48,7 +48,8 @@ class RamCache:
         total = self.count * size
         free = available_bytes()
         if free is not None and total > free:
-            raise DataError(f"cache: ram must hold {self.count} images of {size // 1024} KiB, {total / 2**30:.1f} GiB, got {free / 2**30:.1f} GiB free. Use disk, or smaller images.")
+            raise DataError(f"cache: ram must hold {self.count} images of {size // 1024} KiB, {total / 2**30:.1f} GiB, got {free / 2**30:.1f} GiB free. "
+                            "Use disk, or smaller images.")
         self._shape = shape
         self._values = np.frombuffer(mmap.mmap(-1, max(1, total)), np.uint16, total // 2).reshape(self.count, *shape)
         self._facts = np.frombuffer(mmap.mmap(-1, 32 * max(1, self.count)), np.float64).reshape(-1, 4)

@@ -119,7 +119,8 @@ class RegionCache:
         try:
             return self.get(key)
         except KeyError as error:
-            raise DataError(f"regions: the region {key} in {self.folder.name} must be there and whole, but is not. Run the same mwm localize again: it makes only what is missing.") from error
+            raise DataError(f"regions: the region {key} in {self.folder.name} must be there and whole, but is not. Run the same mwm localize again: "
+                            "it makes only what is missing.") from error
 
     def has(self, record: Record) -> bool:
         """Whether an image has a region."""

@@ -56,7 +56,7 @@ def read(path: Path, frame: str | None, settings: ReadSettings) -> Raw:
 def _open(path: Path) -> _Shaped:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    if packed and not path.name.lower().endswith(".gz") or not packed and path.name.lower().endswith(".gz"):
+    if (packed and not path.name.lower().endswith(".gz")) or (not packed and path.name.lower().endswith(".gz")):
         raise UnreadableImage("its extension is not that of its content; name it .nii or, compressed, .nii.gz")
     image = nibabel.load(path)
     shape = image.shape
