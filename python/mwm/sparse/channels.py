@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mwm.ops.tile_conv import pointwise_conv
+
 from .operands import channel_axis, lead_of, map_of, same_places, settled
 from .packed import Packed
 from .refusal import refuse
@@ -125,6 +127,11 @@ def linear(function: Callable, args: tuple, kwargs: dict) -> Packed:
     settled(function, x)
     if x._axes[-1] != "C":
         raise refuse(function, f"its last axis must be channels, got axes {x._axes}", "Permute to channels last, or pool over H and W first.")
+    weight = _given(args, kwargs, 1, "weight")
+    if x._axes == "THWC" and x._data.device.type == "cpu" and (torch.compiler.is_compiling() or x._data.shape[0] > 0):
+        # The same product as a 1x1 convolution of channels-last memory runs about twice as fast on CPUs.
+        out = pointwise_conv(x._data.permute(0, 3, 1, 2), weight[:, :, None, None], _given(args, kwargs, 2, "bias"))
+        return x._like(out.permute(0, 2, 3, 1))
     return x._like(F.linear(x._data, *args[1:], **kwargs))
 
 

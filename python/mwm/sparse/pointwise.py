@@ -41,6 +41,8 @@ def pointwise(function: Callable, args: tuple, kwargs: dict) -> Any:
     data = [aligned(function, value, lead) for value in args]
     named_data = {key: aligned(function, value, lead) for key, value in kwargs.items()}
     out = function(*data, **named_data)
+    if not isinstance(out, Tensor) or out.dim() != len(lead._axes):
+        raise refuse(function, "with these arguments it does not give one value per position")
     if function in _WRITES_FIRST:
         return args[0]
     return lead._like(out)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mwm.ops import pack_tiles, tile_conv, tile_pool, unpack_tiles
+from mwm.ops.tile_conv import pointwise_conv
 
 from .extent import Extent
 from .operands import map_of
@@ -98,8 +99,8 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
         if margin.mode != "constant" or margin.value != 0.0 or min(margin[:4]) < 0:
             return on_dense_map(function, x, lambda dense: F.conv2d(F.pad(dense, sides), weight, bias, stride, 0, dilation, groups))
         sides = tuple(own + pending for own, pending in zip(sides, margin[:4], strict=True))
-    if kernel == (1, 1) and not any(sides):
-        return x._like(_conv1x1(x._data, weight, bias, stride[0], groups))
+    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not any(sides) and (torch.compiler.is_compiling() or x._data.shape[0] > 0):
+        return x._like(pointwise_conv(x._data, weight, bias))
     try:
         out = tile_conv(x._data, weight, bias, x._plan, stride=stride, padding=sides, dilation=dilation, groups=groups)
     except ValueError as error:
@@ -122,18 +123,6 @@ def _sides(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> 
         return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
     rows, columns = _pair(padding)
     return columns, columns, rows, rows
-
-
-def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
-    """One large matrix product: many small images are slow in oneDNN, the same rows as one image are not."""
-    if stride > 1:
-        x = x[:, :, ::stride, ::stride]
-    tiles, channels, edge, _ = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
-    if not torch.compiler.is_compiling() and tiles == 0:
-        return F.conv2d(x, weight, bias, groups=groups)
-    out = F.conv2d(rows, weight, bias, groups=groups)
-    return out.permute(0, 2, 3, 1).reshape(tiles, edge, edge, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 @handles(F.conv_transpose2d)
