@@ -146,6 +146,31 @@ def test_checkpoint_whose_decoder_is_missing_is_refused(clipseg_folder: Path, tm
     assert "has no decoder" in _refusal(checkpoint=folder)
 
 
+class _Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_never_run(clipseg_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clipseg_folder, tmp_path / "copy")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            stored = json.loads((folder / name).read_text())
+            stored["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor"), "evil.Model")
+            (folder / name).write_text(json.dumps(stored))
+    mwm.create_localizer("clipseg", checkpoint=folder, device="cpu")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": _Touch(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    assert "cannot be read" in _refusal(checkpoint=folder)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_hub_name_that_cannot_be_fetched_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert "neither a local folder nor could it be fetched" in _refusal(checkpoint="nobody-here/no-such-clipseg", offline=True)
