@@ -147,8 +147,22 @@ def test_a_mask_depends_on_seed_id_epoch_view_and_on_nothing_else() -> None:
         assert not torch.equal(ops.sample_active(strata, ratio, ids=ids, **{**settings, **change}), batch)
 
 
-def test_equal_words_are_ordered_by_index() -> None:
-    """With one weight far below the others' resolution the race keys of u near 1 tie; ties must not change the count."""
+@pytest.mark.parametrize(("image", "first", "second", "rank"), [(10983128, 26, 33, 36), (13716629, 0, 32, 11), (14251478, 19, 42, 34)])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_of_two_equal_words_the_lower_index_is_hidden_first(image: int, first: int, second: int, rank: int, backend: str, isa: str) -> None:
+    """Collisions of 32-bit words among 49, found by search over 14 million ids; the count must split the pair."""
+    words = ops.random_words(0, [image], 0, 0, 0, 49)[0]
+    assert words[first] == words[second]
+    assert int((words < words[first]).sum()) == rank
+    strata = torch.zeros((1, 49), dtype=torch.int64)
+    for hidden, expected in ((rank, (True, True)), (rank + 1, (False, True)), (rank + 2, (False, False))):
+        active = ops.sample_active(strata, hidden=torch.tensor([hidden]), grid=(7, 7), seed=0, ids=[image], epoch=0, backend=backend)
+        flat = active.flatten()
+        assert (bool(flat[first]), bool(flat[second])) == expected
+        assert int((~flat).sum()) == hidden
+
+
+def test_many_equal_weights_keep_counts_exact() -> None:
     strata = torch.zeros((64, 300), dtype=torch.int64)
     weights = torch.full((64, 300), 65535, dtype=torch.int64)
     for hidden in (1, 150, 299):
