@@ -33,7 +33,10 @@ def _run(modes: str, size: int, folder: Path, tag: str = "a") -> list[dict[str, 
         world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **world, "OMP_NUM_THREADS": "1"}
         processes.append(
-            subprocess.Popen([sys.executable, str(WORKER), modes, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                [sys.executable, "-W", "error::FutureWarning", str(WORKER), modes, str(out)],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
         )
     logs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(logs)

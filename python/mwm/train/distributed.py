@@ -17,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mwm.train.synced_norm import synchronised
 
+# torch 2.14 renamed it and warns about the old name, which older versions have alone.
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class World:
@@ -157,7 +160,7 @@ def sum_over_ranks(tensor: Tensor, world: World) -> Tensor:
     total = parts[:share].clone()
     for rank in range(1, world.size):
         total += parts[rank * share : (rank + 1) * share]
-    dist.all_gather_into_tensor(parts, total)
+    _ALL_GATHER(parts, total)
     return parts[: flat.numel()].reshape(tensor.shape)
 
 
