@@ -196,3 +196,36 @@ def test_broken_volumes_are_told(tmp_path: Path, nifti) -> None:
     (record,) = read_list(tmp_path / "huge.nii")
     with pytest.raises(UnreadableImage, match=r"volume|voxels"):
         read_image(record)
+
+
+def test_compressed_and_old_files_are_read(tmp_path: Path, dicom) -> None:
+    import pydicom
+    from pydicom.uid import RLELossless
+
+    pixels = ramp(12, 10, 4000).astype(np.uint16)
+    path = dicom("a.dcm", pixels)
+    header = pydicom.dcmread(path)
+    header.compress(RLELossless)
+    header.save_as(tmp_path / "rle.dcm")
+    data = path.read_bytes()
+    header = pydicom.dcmread(path)
+    del header.PatientName, header.PatientID
+    pydicom.dcmwrite(tmp_path / "old.dcm", pydicom.Dataset(header), implicit_vr=True, little_endian=True)
+    assert data[128:132] == b"DICM" and (tmp_path / "old.dcm").read_bytes()[128:132] != b"DICM", "without preamble and file meta"
+    for name in ("rle.dcm", "old.dcm"):
+        assert np.array_equal(read(tmp_path / name, None, STORED).values[0], pixels), name
+
+
+def test_signed_pixels_and_palettes_are_read(dicom) -> None:
+    pixels = (ramp(6, 8, 3000) - 1500).astype(np.int16)
+    assert np.array_equal(read(dicom("a.dcm", pixels), None, STORED).values[0], pixels)
+    table = np.arange(256, dtype=np.uint16)[::-1] * 256
+    lookup = {f"{colour}PaletteColorLookupTable{part}": value for colour in ("Red", "Green", "Blue")
+              for part, value in (("Descriptor", [256, 0, 16]), ("Data", table.tobytes()))}
+    path = dicom("b.dcm", ramp().astype(np.uint8), PhotometricInterpretation="PALETTE COLOR", **lookup)
+    assert np.array_equal(read(path, None, STORED).values, np.stack([255 - ramp().astype(np.uint8)] * 3))
+
+
+def test_no_header_text_reaches_what_a_reader_hands_on(dicom) -> None:
+    raw = read(dicom("a.dcm", ramp().astype(np.uint16), Modality="CT", StudyDescription="SECRET"), None, STORED)
+    assert "secret" not in repr(raw).lower()

@@ -73,8 +73,8 @@ class ImageList(Sequence[Record]):
 
 
 def image_id(name: str) -> int:
-    """The first four bytes of BLAKE2b (digest of 16 bytes) of a name, big-endian: an integer in [0, 2³²)."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()[:4], "big")
+    """BLAKE2b of a name in UTF-8 with a digest of 4 bytes, big-endian: an integer in [0, 2³²)."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest(), "big")
 
 
 def assign_ids(records: Iterable[Record]) -> list[Record]:
