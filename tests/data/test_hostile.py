@@ -40,6 +40,17 @@ def test_a_tiff_that_claims_too_much_is_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
+def test_a_deflated_dicom_bomb_is_refused_and_an_honest_one_is_read(tmp_path: Path, dicom, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    pixels = np.zeros((600, 600), np.uint16)
+    path = dicom("a.dcm", pixels, syntax=DeflatedExplicitVRLittleEndian)
+    assert path.stat().st_size < 4000 and read_image(path).shape == (1, 600, 600)
+    monkeypatch.setattr("mwm.data.readers.dicom.MAX_INFLATED", 100_000)
+    with pytest.raises(UnreadableImage, match="inflates to more than"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
 @pytest.mark.parametrize("kept", [0, 3, 60, 0.5, 0.95])
 def test_truncated_files_are_unreadable(tmp_path: Path, extension: str, kept: float) -> None:
@@ -125,3 +136,17 @@ def test_batches_of_scanned_records_keep_their_size(tmp_path: Path, png) -> None
 def _saved(path: Path) -> Path:
     Image.fromarray(ramp(32, 32).astype(np.uint8)).save(path)
     return path
+
+
+def test_a_tiff_whose_pages_go_in_circles_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, ramp(16, 16).astype(np.uint8), metadata=None)
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[start : start + 2], "little")
+    data[start + 2 + 12 * entries : start + 6 + 12 * entries] = data[4:8]  # the next page is this one
+    path.write_bytes(bytes(data))
+    try:
+        assert read_image(read_list(path)[0]).shape == (1, 16, 16)
+    except UnreadableImage:
+        pass

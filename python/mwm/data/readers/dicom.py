@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from ..errors import UnreadableImage
 from ..limits import check_pixels
 from ..raw import Raw
 from ..settings import ReadSettings
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_INFLATED = 2**29
+"""Size of a deflated DICOM file after inflation, bytes."""
 
 
 def frames(path: Path, settings: ReadSettings) -> list[str]:
@@ -55,6 +60,7 @@ def read(path: Path, frame: str | None, settings: ReadSettings) -> Raw:
 
 
 def _open(path: Path, **options: Any) -> pydicom.Dataset:
+    _check_inflated(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes header values in its warnings
         try:
@@ -67,6 +73,22 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
                 header.file_meta = pydicom.dataset.FileMetaDataset()
                 header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the standard's default
             return header
+
+
+def _check_inflated(path: Path) -> None:
+    """Refuse a deflated file that grows beyond the limit: pydicom inflates it whole, before anything can be asked of it."""
+    with open(path, "rb") as file:
+        head = file.read(1024)
+        if head[128:132] != b"DICM" or _DEFLATED not in head or head[132:140] != b"\2\0\0\0UL\4\0":
+            return
+        file.seek(144 + int.from_bytes(head[140:144], "little"))
+        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        data = file.read(1 << 16)
+        while data:
+            total += len(inflate.decompress(data, 1 << 20))
+            if total > MAX_INFLATED:
+                raise UnreadableImage(f"it inflates to more than {MAX_INFLATED // 2**20} MiB, the limit of a deflated DICOM file")
+            data = inflate.unconsumed_tail or file.read(1 << 16)
 
 
 def _index(frame: str | None, count: int) -> int:
