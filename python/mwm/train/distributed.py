@@ -6,6 +6,7 @@ same world size. All ranks must call these functions in the same order.
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mwm.train.synced_norm import synchronised
 
-# torch 2.14 renamed it and warns about the old name, which older versions have alone.
+# torch 2.14 renamed both and warns about the old names, which older versions have alone.
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
     # Running statistics are equal on all ranks already, see sync_batch_norm.
-    wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(module, device_ids=devices, **_NO_BUFFERS)
     wrapped.register_comm_hook(world, _mean_in_rank_order)
     return wrapped
 
