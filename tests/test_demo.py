@@ -99,5 +99,5 @@ def test_probe_patients_are_disjoint_and_both_labels_are_on_both_sides(scans: Sc
 def test_race_finds_packed_tiles_equal_to_mask_multiply() -> None:
     active = torch.rand(2, 4).argsort(1).view(2, 2, 2) < 2
     race = run_race(torch.rand(2, 1, 64, 64), active, budget=0.0)
-    assert race.difference < 1e-4 and race.gradient_difference < 1e-2
+    assert race.difference < 1e-4
     assert race.pairs == 3 and race.ratios.keys() == {DENSE, MASKED} and race.hidden == 0.5

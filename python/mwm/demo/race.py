@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mwm
 
@@ -23,7 +23,6 @@ class Race:
 
     Attributes:
         difference: largest difference of any value of any map from mask-multiply, over the largest value of that map.
-        gradient_difference: of all parameters' gradients together, root of summed squares, relative.
         seconds: median seconds of one training step (forward and backward), by side.
         ratios: median over interleaved pairs of (rival's time / ours), by rival.
         pairs: number of pairs.
@@ -32,7 +31,6 @@ class Race:
     """
 
     difference: float
-    gradient_difference: float
     seconds: dict[str, float]
     ratios: dict[str, float]
     pairs: int
@@ -75,7 +73,6 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
     step = {name: _step(maps, weights) for name, maps in sides.items()}
     maps_ours, maps_masked = step[OURS](), step[MASKED]()
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(maps_ours, maps_masked, strict=True))
-    gradient_difference = _gradient_difference(ours, masked.network)
     step[DENSE]()  # the rivals' first call allocates and compiles kernels, as ours did above
     times: dict[str, list[float]] = {name: [] for name in step}
     start = time.perf_counter()
@@ -85,7 +82,7 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
             one()
             times[name].append(time.perf_counter() - began)
     ratios = {name: statistics.median(t / m for t, m in zip(times[name], times[OURS], strict=True)) for name in (DENSE, MASKED)}
-    return Race(difference, gradient_difference, {name: statistics.median(t) for name, t in times.items()}, ratios, len(times[OURS]),
+    return Race(difference, {name: statistics.median(t) for name, t in times.items()}, ratios, len(times[OURS]),
                 len(images), images.shape[-1], 1 - float(active.float().mean()), torch.get_num_threads())
 
 
@@ -96,9 +93,3 @@ def _step(maps: Callable[[], list[Tensor]], weights: list[Tensor]) -> Callable[[
         return [m.detach() for m in found]
 
     return step
-
-
-def _gradient_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """‖difference‖ / ‖gradient‖ over all parameters together; both nets list their parameters in one order."""
-    pairs = [(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True) if a.grad is not None]
-    return float((sum((a - b).double().square().sum() for a, b in pairs) / sum(b.double().square().sum() for _, b in pairs)).sqrt())

@@ -62,7 +62,7 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         scans = load_scans()
         self.found = Findings(_machine(), len(scans.records), scans.attribution, _commands(self.out))
-        self.console.say(f"mwm {mwm.__version__} demo: {len(scans.records)} scans, {torch.get_num_threads()} CPU threads; everything goes to {self.out}/")
+        self.console.say(f"mwm {mwm.__version__} demo: {len(scans.records)} scans, {_threads()}; everything goes to {self.out}/")
         self._see_regions(scans)
         self._see_masks(scans)
         self._race(scans)
@@ -115,8 +115,8 @@ class _Demo:
         policy = mwm.create_policy("uniform", overall=0.6)
         active = policy(None, grid=GRID, seed=self.config.seed, ids=torch.arange(len(images)), epoch=0)
         race = self.found.race = run_race(images, active, budget=2.0 if self.config.quick else 20.0, seed=self.config.seed)
-        self.console.say(f"       ResNet-50, forward and backward, {race.hidden:.0%} hidden: largest difference from mask-multiply {race.difference:.0e} (gradients "
-                         f"{race.gradient_difference:.0e})")
+        self.console.say(f"       ResNet-50, forward and backward, {race.hidden:.0%} hidden: largest difference from mask-multiply {race.difference:.0e} "
+                         "(relative to the largest feature)")
         self.console.say(f"       {race.ratios[DENSE]:.2f} x faster than dense, {race.ratios[MASKED]:.2f} x faster than mask-multiply (medians of {race.pairs} interleaved rounds)")
         report = build_report(self.found).write(self.out / "report.html")
         self.console.say(f"       {report} shows this much already; the rest follows")
@@ -154,7 +154,12 @@ class _Demo:
 
 def _machine() -> str:
     cpu = next((line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine())
-    return f"Measured on this machine: {cpu}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, mwm {mwm.__version__}."
+    return f"Measured on this machine: {cpu}, {_threads()}, torch {torch.__version__}, mwm {mwm.__version__}."
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} CPU thread{'s' if count > 1 else ''}"
 
 
 def _cpu_lines() -> list[str]:
