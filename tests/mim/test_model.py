@@ -113,6 +113,23 @@ def test_maps_may_come_as_a_dict_and_one_per_stride_is_used() -> None:
     assert (model.strides, model.channels, model._maps) == ([4, 8], [6, 8], [1, 3])
 
 
+def test_parameters_that_no_map_in_use_depends_on_are_named_and_the_others_get_gradients() -> None:
+    class Aside(dense_twin.ToyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = torch.nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            two, four, eight = super().forward(x)
+            return [two, four, self.aside(eight), eight]
+
+    model = MaskedImageModel(mwm.sparsify(Aside()), patch_size=8, decoder_width=16)
+    assert model.unreached == ("aside.weight", "aside.bias")
+    images, active = _batch()
+    model(images.float(), active).backward()
+    assert {name for name, p in model.net.named_parameters() if p.grad is None} == set(model.unreached)
+
+
 def test_sum_reduction_gives_the_terms_of_the_mean() -> None:
     model, (images, active) = _toy(), _batch()
     terms = model(images, active, reduction="sum")

@@ -158,6 +158,19 @@ def test_regions_that_are_all_empty_are_refused(settings: dict[str, Any], scans:
         pretrain(PretrainConfig(**{**settings, "regions": str(masks)}))
 
 
+def test_a_region_of_another_shape_is_refused_in_one_sentence(settings: dict[str, Any], scans: Path, tmp_path: Path) -> None:
+    masks = shutil.copytree(scans / "masks", tmp_path / "masks")
+    Image.new("L", (64, 32), 255).save(masks / "scan_04.png")
+    with pytest.raises(ValueError, match="64") as caught:
+        pretrain(PretrainConfig(**{**settings, "regions": str(masks)}))
+    assert len(str(caught.value).splitlines()) == 1 and not Path(settings["out"]).exists()
+
+
+def test_a_prompt_without_a_localizer_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(TrainError, match="Make them with `mwm localize`"):
+        pretrain(PretrainConfig(**{**settings, "regions": None, "prompt": "the disc"}))
+
+
 def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(settings: dict[str, Any]) -> None:
     with pytest.raises(TrainError, match=r"the loss or gradient of step \d+ is not finite.*Lower --base-lr"):
         pretrain(PretrainConfig(**{**settings, "base_lr": 1e30, "clip": None, "epochs": 9, "checkpoint_steps": 1, "warmup_epochs": 8.0}))

@@ -171,7 +171,8 @@ def _dry_run(net: nn.Module, in_chans: int, patch_size: int) -> tuple[list[Packe
     try:
         with torch.enable_grad():
             maps = _as_list(net.eval()(pack(images, torch.ones(1, 2, 2, dtype=torch.bool))))
-            used = [x for x in maps if patch_size // x.tiles.shape[-1] >= SHALLOWEST_STRIDE]
+            last = {patch_size // x.tiles.shape[-1]: x for x in maps}
+            used = [x for stride, x in last.items() if stride >= SHALLOWEST_STRIDE]
             named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
             total = sum((x.tiles.sum() for x in used), images.new_zeros(()))
             grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True) if named and used else []
