@@ -61,7 +61,7 @@ def divide(function: Callable, args: tuple, kwargs: dict) -> tuple[Packed, ...]:
     sizes = _given(args, kwargs, 1, "chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections", "indices", "sections")
     name = function.__name__
     pieces = torch.tensor_split(x._data, sizes, dim) if name == "tensor_split" else (
-        torch.chunk(x._data, sizes, dim) if "chunk" in name else torch.split(x._data, sizes, dim))
+        torch.chunk(x._data, sizes, dim) if name in ("chunk", "unsafe_chunk") else torch.split(x._data, sizes, dim))
     return tuple(x._like(piece) for piece in pieces)
 
 
@@ -128,7 +128,7 @@ def linear(function: Callable, args: tuple, kwargs: dict) -> Packed:
     if x._axes[-1] != "C":
         raise refuse(function, f"its last axis must be channels, got axes {x._axes}", "Permute to channels last, or pool over H and W first.")
     weight = _given(args, kwargs, 1, "weight")
-    if x._axes == "THWC" and x._data.device.type == "cpu" and (torch.compiler.is_compiling() or x._data.shape[0] > 0):
+    if x._axes == "THWC" and x._data.device.type == "cpu" and not torch.compiler.is_compiling() and x._data.shape[0] > 0:
         # The same product as a 1x1 convolution of channels-last memory runs about twice as fast on CPUs.
         out = pointwise_conv(x._data.permute(0, 3, 1, 2), weight[:, :, None, None], _given(args, kwargs, 2, "bias"))
         return x._like(out.permute(0, 2, 3, 1))
@@ -140,7 +140,7 @@ def linear(function: Callable, args: tuple, kwargs: dict) -> Packed:
 def inside_tiles(function: Callable, args: tuple, kwargs: dict) -> Packed:
     """Functions of the channels of a position, or of a square that no tile border crosses."""
     x = map_of(function, settled(function, args[0]))
-    if function.__name__.endswith("unshuffle"):
+    if function.__name__ == "pixel_unshuffle":
         factor = _given(args, kwargs, 1, "downscale_factor")
         if x._data.shape[-1] % factor:
             from .windows import stride_error

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn import functional as F
 
 from .packed import Packed
+from .pointwise import pointwise
 from .randomness import drop_channels, drop_path
 
 LAYER = "_mwm_layer"  # attribute that `sparsify` leaves on layers that draw noise: their number in the net
@@ -22,9 +24,25 @@ class PackedDropout2d(nn.Dropout2d):
         return drop_channels(input, self.p, self.__dict__.get(LAYER))
 
 
+class PackedHardswish(nn.Hardswish):
+    """nn.Hardswish; torch.compile does not see its in-place form on packed tiles."""
+
+    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+        """Per position."""
+        return pointwise(F.hardswish, (input,), {"inplace": self.inplace}) if isinstance(input, Packed) else super().forward(input)
+
+
+class PackedHardsigmoid(nn.Hardsigmoid):
+    """nn.Hardsigmoid; torch.compile does not see its in-place form on packed tiles."""
+
+    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+        """Per position."""
+        return pointwise(F.hardsigmoid, (input,), {"inplace": self.inplace}) if isinstance(input, Packed) else super().forward(input)
+
+
 def torch_layers() -> dict[type, type]:
     """Swaps for torch.nn."""
-    return {nn.Dropout2d: PackedDropout2d}
+    return {nn.Dropout2d: PackedDropout2d, nn.Hardswish: PackedHardswish, nn.Hardsigmoid: PackedHardsigmoid}
 
 
 def timm_layers() -> dict[type, type]:

@@ -99,7 +99,8 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
         if margin.mode != "constant" or margin.value != 0.0 or min(margin[:4]) < 0:
             return on_dense_map(function, x, lambda dense: F.conv2d(F.pad(dense, sides), weight, bias, stride, 0, dilation, groups))
         sides = tuple(own + pending for own, pending in zip(sides, margin[:4], strict=True))
-    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not any(sides) and (torch.compiler.is_compiling() or x._data.shape[0] > 0):
+    # Traced code may not know the number of tiles at all, which inductor's convolution needs; tile_conv does not.
+    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not any(sides) and not torch.compiler.is_compiling() and x._data.shape[0] > 0:
         return x._like(pointwise_conv(x._data, weight, bias))
     try:
         out = tile_conv(x._data, weight, bias, x._plan, stride=stride, padding=sides, dilation=dilation, groups=groups)
