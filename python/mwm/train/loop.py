@@ -114,11 +114,7 @@ class _Trainer:
         config = self.config
         batches = BatchOrder(**self.order, start=self.step, rank=self.world.rank, world_size=self.world.size)
         preprocessing = self.prepared.preprocessing
-        source = self.prepared.source()
-        if config.cache == "ram":  # decoded here once, shared with the loader processes
-            for index in range(len(source)):
-                source[index]
-        views = MaskedViews(source, self.prepared.transform(), preprocessing.normalise, self.prepared.policy, config.grid, config.seed)
+        views = MaskedViews(self.prepared.source(), self.prepared.transform(), preprocessing.normalise, self.prepared.policy, config.grid, config.seed)
         loader = create_loader(views, batches, workers=config.workers, device=self.world.device)
         visible = self.prepared.policy.visible(config.grid)
         saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)

@@ -61,8 +61,8 @@ class Prepared:
 
     def samples(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The first images, not augmented: images [n, C, H, W] in [0, 1], regions [n, H, W], ids [n]."""
-        source = self.source()
-        picked = [source[i] for i in range(min(count, len(self.records)))]
+        source = _uncached(self.config, self.records[:count])
+        picked = [source[i] for i in range(len(source))]
         return (torch.stack([s["image"] for s in picked]), torch.stack([s["region"] for s in picked]),
                 torch.tensor([int(s["id"]) for s in picked], dtype=torch.int64))
 
@@ -137,7 +137,7 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
     if config.masks_regions:
         localizer = localizer or getattr(open_regions(config.regions), "meta", {}).get("localizer")
     policy = create_policy(config)
-    seen = survey(open_source(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=config.strict,
+    seen = survey(_uncached(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=config.strict,
                   progress=config.progress, names=[r.name for r in records])
     skipped = [(records[i], reason) for i, reason in seen.skipped]
     records = [records[i] for i in seen.kept]
@@ -167,6 +167,11 @@ def read_settings(config: PretrainConfig) -> ReadSettings:
 def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     """Images and regions, read and resized, not augmented."""
     return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=config.cache, channels=config.channels)
+
+
+def _uncached(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
+    """As `open_source`, without the cache in memory, for what reads once."""
+    return open_source(config.replace(cache=None) if config.cache == "ram" else config, records)
 
 
 def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int) -> Prepared:
