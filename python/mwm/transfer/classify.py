@@ -49,13 +49,14 @@ def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
     base = source if source.is_dir() else source.parent
     out = Path(config.out) if config.out else base / ("linear-probe" if config.linear_probe else "finetune")
     open_results(out, overwrite=config.overwrite)
-    data = read_labelled(config.data, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
+    stored = ReadSettings.from_dict(load_encoder(source).preprocessing.read)
+    settings = stored if config.intensity is None else replace(stored, intensity=config.intensity)
+    data = read_labelled(config.data, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
+                         settings=settings)
     torch.manual_seed(config.seed)
     encoder = load_encoder(source, num_classes=len(data.classes))
     device = _device(config.device)
     encoder.model.to(device, memory_format=torch.channels_last)
-    stored = ReadSettings.from_dict(encoder.preprocessing.read)
-    settings = stored if config.intensity is None else replace(stored, intensity=config.intensity)
     differences = settings.differences(stored)
     if differences:
         encoder = replace(encoder, preprocessing=replace(encoder.preprocessing, read=settings.to_dict()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mwm.data import Record, read_list
+from mwm.data import ReadSettings, Record, read_list
 from mwm.transfer.config import TransferError
 
 SPLITS = ("train", "val", "test")
@@ -64,7 +64,8 @@ class Labelled:
         return replace(self, cases=tuple(cases), notes=(*self.notes, note))
 
 
-def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25, seed: int = 0) -> Labelled:
+def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25, seed: int = 0,
+                  settings: ReadSettings | None = None) -> Labelled:
     """Read a folder-per-class tree or an index CSV; no patient ends in two splits.
 
     Args:
@@ -74,13 +75,14 @@ def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_
         val_share: Share of the training patients for a val split where there is none.
         test_share: Share of all patients for a test split where there is none.
         seed: Of the splits that are made here.
+        settings: How volumes are cut into slices.
 
     Raises:
         TransferError: no labels, one class only, a class that a split lacks or only the test has, or a patient in two splits.
     """
     path = Path(data)
     index = path / "index.csv" if path.is_dir() and (path / "index.csv").is_file() else path
-    rows = _from_index(index) if index.is_file() else _from_folders(path)
+    rows = _from_index(index, settings) if index.is_file() else _from_folders(path, settings)
     notes = []
     if labels is not None:
         absent = sorted(set(labels) - {label for _, label, _ in rows})
@@ -117,17 +119,17 @@ def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_
     return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes))
 
 
-def _from_index(path: Path) -> list[tuple[Record, str, str]]:
-    records = read_list(path)
+def _from_index(path: Path, settings: ReadSettings | None) -> list[tuple[Record, str, str]]:
+    records = read_list(path, settings=settings)
     if not any(record.label for record in records):
         raise TransferError(f"finetune: {path.name} must have a column `label` with values, got none. Add it, or give a folder per class.")
     return [(record, str(record.label or "").strip(), str(record.split or "").strip()) for record in records]
 
 
-def _from_folders(path: Path) -> list[tuple[Record, str, str]]:
+def _from_folders(path: Path, settings: ReadSettings | None) -> list[tuple[Record, str, str]]:
     """Class and split from the path below DATA: CLASS/… or SPLIT/CLASS/…"""
     rows, seen = [], set()
-    for record in read_list(path):
+    for record in read_list(path, settings=settings):
         parts = Path(record.name).parts
         split = parts[0] if len(parts) > 2 and parts[0].lower() in _SPLIT_WORDS else ""
         inside = parts[1:] if split else parts
