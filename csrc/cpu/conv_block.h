@@ -7,7 +7,7 @@ namespace mwm {
 namespace MWM_ISA {
 namespace {
 
-// sums[r] += a[r][0..depth) * b, b [depth][NV vectors].
+// sums[r] += a[r][0..depth) * b, b [depth][NV vectors]. The block is summed on its own first, which keeps rounding errors small.
 template <int MR, int NV, class T>
 inline void multiply_block(int64_t depth, const T* const* a, const T* b, T* const* sums) {
   using Vector = typename Simd<T>::Vector;
@@ -16,7 +16,7 @@ inline void multiply_block(int64_t depth, const T* const* a, const T* b, T* cons
   const T* row[MR];
   MWM_UNROLL for (int r = 0; r < MR; ++r) {
     row[r] = a[r];
-    MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = load(sums[r] + v * L);
+    MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = Vector{};
   }
   for (int64_t p = 0; p < depth; ++p, b += NV * L) {
     Vector panel[NV];
@@ -26,7 +26,7 @@ inline void multiply_block(int64_t depth, const T* const* a, const T* b, T* cons
       MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = fused(x, panel[v], sum[r][v]);
     }
   }
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) store(sums[r] + v * L, sum[r][v]);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) store(sums[r] + v * L, load(sums[r] + v * L) + sum[r][v]);
 }
 
 #if defined(__AVX512BF16__)
@@ -47,7 +47,7 @@ inline void multiply_block(int64_t depth, const BFloat16* const* a, const BFloat
   const BFloat16* row[MR];
   MWM_UNROLL for (int r = 0; r < MR; ++r) {
     row[r] = a[r];
-    MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_loadu_ps(sums[r] + v * 16);
+    MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_setzero_ps();
   }
   for (int64_t p = 0; p < depth; p += 2, b += NV * 32) {
     __m512bh panel[NV];
@@ -57,7 +57,8 @@ inline void multiply_block(int64_t depth, const BFloat16* const* a, const BFloat
       MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, panel[v]);
     }
   }
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) _mm512_storeu_ps(sums[r] + v * 16, sum[r][v]);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) 
+    _mm512_storeu_ps(sums[r] + v * 16, _mm512_add_ps(_mm512_loadu_ps(sums[r] + v * 16), sum[r][v]));
 }
 #endif
 

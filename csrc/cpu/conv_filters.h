@@ -6,7 +6,6 @@
 
 namespace mwm {
 namespace MWM_ISA {
-namespace {
 
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t FourInts __attribute__((vector_size(16)));
@@ -148,6 +147,5 @@ struct Filters {
   }
 };
 
-}  // namespace
 }  // namespace MWM_ISA
 }  // namespace mwm

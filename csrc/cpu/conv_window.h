@@ -7,7 +7,6 @@
 
 namespace mwm {
 namespace MWM_ISA {
-namespace {
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -127,6 +126,5 @@ struct Neighbours {
   }
 };
 
-}  // namespace
 }  // namespace MWM_ISA
 }  // namespace mwm

@@ -57,7 +57,7 @@ struct DepthwiseWeight {
     using Vector = typename Simd<T>::Vector;
     const int64_t edge = plan.target_edge, channels = x.shape[1];
     Vector sum[V];
-    MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = load(total + k * channels);
+    MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = Vector{};
     for (int64_t i = 0; i < edge; ++i) {
       if (!seen[i * window.kernel_h + u]) continue;
       const E* g = pointer<E>(grad) + (n * edge + i) * edge * channels + channel;
@@ -67,7 +67,7 @@ struct DepthwiseWeight {
         MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = fused(wide<T>(from[k] + channel), y, sum[k]);
       }
     }
-    MWM_UNROLL for (int k = 0; k < V; ++k) store(total + k * channels, sum[k]);
+    MWM_UNROLL for (int k = 0; k < V; ++k) store(total + k * channels, load(total + k * channels) + sum[k]);
   }
 
   template <int V>

@@ -6,6 +6,7 @@
 // change it.
 #include "conv_block.h"
 #include "conv_filters.h"
+#include "conv_stem.h"
 #include "conv_window.h"
 
 namespace mwm {
@@ -110,8 +111,8 @@ struct Product {
 };
 
 template <class E, class P>
-void convolve(const View& source, const View& bias, const View& target, const Neighbours& plan, const Filters& filters, const View& workspace,
-              int64_t threads) {
+void convolve(const View& source, const View& bias, const View& target, const Neighbours& plan, const Window& window, const Filters& filters,
+              const View& workspace, bool stem, int64_t threads) {
   using T = typename Wide<E>::type;
   P* panels = static_cast<P*>(workspace.data);
   const int64_t panel_count = filters.groups.count * filters.panels<T>();
@@ -121,6 +122,7 @@ void convolve(const View& source, const View& bias, const View& target, const Ne
       filters.pack_panel<E, P, T>(group, panel, panels + filters.offset<T>(group, panel));
     }
   });
+  if (stem) return stem_forward(source, plan, window, filters, panels, bias, target, threads);
   const int64_t units = target.shape[0] * target.shape[2];
   // Smaller chunks where there would be too few tasks for the threads; the sums do not depend on how the work is cut.
   const int64_t wanted = most<int64_t>(1, 4 * threads / panel_count);
@@ -166,13 +168,14 @@ void run(const char* op, const View& source, const View& weight, const View& bia
   check_conv(op, source, weight, bias, coords, slots, w, workspace, target, adjoint);
   if (target.shape[0] == 0 || target.shape[1] == 0 || target.shape[2] == 0 || source.shape[1] == 0) return;
   const Neighbours plan(coords, slots, w, target.shape[2], source.shape[2], adjoint);
-  const Filters filters(weight, w, adjoint, kHasDot && source.dtype == DType::kBFloat16);
+  const bool stem = !adjoint && is_stem(w, source.shape[1]);
+  const Filters filters(weight, w, adjoint, kHasDot && !stem && source.dtype == DType::kBFloat16);
 #if defined(__AVX512BF16__)
-  if (filters.dot) return convolve<BFloat16, BFloat16>(source, bias, target, plan, filters, workspace, threads);
+  if (filters.dot) return convolve<BFloat16, BFloat16>(source, bias, target, plan, w, filters, workspace, stem, threads);
 #endif
   with_float(op, source.dtype, [&](auto element) {
     using E = decltype(element);
-    convolve<E, typename Wide<E>::type>(source, bias, target, plan, filters, workspace, threads);
+    convolve<E, typename Wide<E>::type>(source, bias, target, plan, w, filters, workspace, stem, threads);
   });
 }
 

@@ -5,6 +5,7 @@
 // multiplied as an outer product whose sums stay in registers. Shares depend on shapes only and are added in order.
 #include "conv_block.h"
 #include "conv_filters.h"
+#include "conv_stem.h"
 #include "conv_window.h"
 
 namespace mwm {
@@ -19,7 +20,7 @@ inline void outer_block(int64_t pairs, const T* a, int64_t step, const T* b, T* 
   using Vector = typename Simd<T>::Vector;
   constexpr int L = kLanes<T>;
   Vector sum[MR][NV];
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = load(sums + (r * NV + v) * L);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = Vector{};
   for (int64_t i = 0; i < pairs; ++i, a += step, b += NV * L) {
     Vector panel[NV];
     MWM_UNROLL for (int v = 0; v < NV; ++v) panel[v] = load(b + v * L);
@@ -28,7 +29,8 @@ inline void outer_block(int64_t pairs, const T* a, int64_t step, const T* b, T* 
       MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = fused(x, panel[v], sum[r][v]);
     }
   }
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) store(sums + (r * NV + v) * L, sum[r][v]);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) 
+    store(sums + (r * NV + v) * L, load(sums + (r * NV + v) * L) + sum[r][v]);
 }
 
 #if defined(__AVX512BF16__)
@@ -36,7 +38,7 @@ inline void outer_block(int64_t pairs, const T* a, int64_t step, const T* b, T* 
 template <int MR, int NV>
 inline void outer_block(int64_t pairs, const BFloat16* a, int64_t step, const BFloat16* b, float* sums) {
   __m512 sum[MR][NV];
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_loadu_ps(sums + (r * NV + v) * 16);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_setzero_ps();
   for (int64_t i = 0; i < pairs; i += 2, a += 2 * step, b += NV * 32) {
     __m512bh panel[NV];
     MWM_UNROLL for (int v = 0; v < NV; ++v) panel[v] = load_pairs(b + v * 32);
@@ -45,7 +47,8 @@ inline void outer_block(int64_t pairs, const BFloat16* a, int64_t step, const BF
       MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, panel[v]);
     }
   }
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) _mm512_storeu_ps(sums + (r * NV + v) * 16, sum[r][v]);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) 
+    _mm512_storeu_ps(sums + (r * NV + v) * 16, _mm512_add_ps(_mm512_loadu_ps(sums + (r * NV + v) * 16), sum[r][v]));
 }
 #endif
 
@@ -56,17 +59,20 @@ inline void outer_rows(int64_t rows, int64_t pairs, const P* a, int64_t step, co
   if constexpr (MR > 1) outer_rows<MR - 1, NV>(rows, pairs, a, step, b, sums);
 }
 
+typedef uint32_t AliasedWord __attribute__((may_alias));
+
 // Copies `width` channels of the listed rows; `lanes` of them exist, the rest is zero. With kDot pairs of rows are interleaved.
 template <bool kDot, class E, class P>
 inline void gather(const E* x, int64_t channels, const int64_t* rows, int64_t count, int64_t offset, int64_t lanes, int64_t width, P* out) {
   if constexpr (kDot) {
     for (int64_t i = 0; i < count; i += 2, out += 2 * width) {
+      AliasedWord* words = reinterpret_cast<AliasedWord*>(out);
       const E* first = x + rows[i] * channels + offset;
       if (i + 1 < count) {
         const E* second = x + rows[i + 1] * channels + offset;
-        for (int64_t lane = 0; lane < lanes; ++lane) out[2 * lane] = first[lane], out[2 * lane + 1] = second[lane];
+        for (int64_t lane = 0; lane < lanes; ++lane) words[lane] = first[lane].bits | static_cast<uint32_t>(second[lane].bits) << 16;
       } else {
-        for (int64_t lane = 0; lane < lanes; ++lane) out[2 * lane] = first[lane], out[2 * lane + 1] = P{};
+        for (int64_t lane = 0; lane < lanes; ++lane) words[lane] = first[lane].bits;
       }
       for (int64_t lane = 2 * lanes; lane < 2 * width; ++lane) out[lane] = P{};
     }
@@ -204,7 +210,8 @@ void weight_gradient(const View& grad, const View& x, const Neighbours& plan, co
                               : Place{out.data, 0, out.strides[0], out.strides[1], out.strides[2], out.strides[3]};
   const bool vectors_on_x = groups.inputs() >= kLanes<T> || groups.inputs() >= groups.outputs();
   const OuterProduct<kDot, E, P, T> product{grad, x, plan, groups, window, vectors_on_x, splits, place, to_sums};
-  parallel_for(product.tasks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
+  if (is_stem(window, x.shape[1]) && to_sums) stem_grad_weight(grad, x, plan, window, sums, threads);
+  else parallel_for(product.tasks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
   if (!to_sums) return;
   parallel_for(count, 4096, threads, [&](int64_t begin, int64_t end) {
     const int64_t taps = window.taps(), inputs = out.shape[1];
