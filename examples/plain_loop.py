@@ -19,13 +19,13 @@ from mwm.data import ReadSettings, demo_folder, read_image, read_list
 def main(steps: int = 20, size: int = 224) -> list[float]:
     """Train for a few steps; returns the losses."""
     torch.manual_seed(0)
-    records = [r for r in read_list(demo_folder()) if "xray" in r.name][:16]
-    images = torch.stack([read_image(r.path, settings=ReadSettings(size=(size, size)), channels=1) for r in records])
+    records = [r for r in read_list(demo_folder() / "index.csv") if "xray" in r.name][:16]
+    images = torch.stack([read_image(r, ReadSettings(size=(size, size)), channels=1) for r in records])
     ids = torch.tensor([r.id for r in records])
 
     localizer = mwm.create_localizer("tiny")
     region = localizer(images, ["both lungs"] * len(images))                     # [B, H, W] in [0, 1]
-    policy = mwm.create_policy("region", overall=0.5, high=0.7, empty="low")     # 50 % hidden overall, 70 % inside
+    policy = mwm.create_policy("region", overall=0.5, high=0.7)     # 50 % hidden overall, 70 % inside
     net = mwm.sparsify(timm.create_model("resnet18", features_only=True, in_chans=1))
     model = mwm.MaskedImageModel(net, patch_size=32, decoder_width=128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

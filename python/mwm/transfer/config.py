@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,9 @@ class FinetuneConfig:
     progress: bool = _help(True, "show progress bars")
 
     def __post_init__(self) -> None:
+        for name in ("run", "data", "out"):  # paths are stored as text, so that the settings can be written down
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         self._require("task", self.task in TASKS, " | ".join(TASKS))
         self._require("run", bool(self.run), "the folder of a run")
         self._require("data", bool(self.data), "a folder or an index CSV")
