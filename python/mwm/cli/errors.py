@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 EXPLAINED, UNFORESEEN, INTERRUPTED = 2, 1, 130
@@ -11,7 +12,8 @@ EXPLAINED, UNFORESEEN, INTERRUPTED = 2, 1, 130
 def report(error: Exception) -> int:
     """Print the sentence on stderr; returns the exit code."""
     words, code = sentence(error)
-    print(f"mwm: {words}", file=sys.stderr)
+    rank = os.environ.get("RANK")  # under torchrun: who says it
+    print(f"mwm: {words}" if rank is None else f"mwm: [process {rank}] {words}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ Settings may stand in a YAML file (--config FILE); flags override it. RUN/config
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     else:
         config = PretrainConfig.from_dict(given)
     out = pretrain(config, localize=lambda settings: localize_for(settings, refine), command=shlex.join(["mwm", *words]))
-    print(f"\nThe encoder is in {Path(out) / 'encoder.safetensors'}. Next: mwm finetune {shlex.quote(str(out))} LABELLED_IMAGES --task classify")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
+        print(f"\nThe encoder is in {Path(out) / 'encoder.safetensors'}. Next: mwm finetune {shlex.quote(str(out))} LABELLED_IMAGES --task classify")
     return 0
 
 

@@ -78,9 +78,10 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     from mwm.masking import format_statistics, region_statistics, survey_regions
 
     given, out = vars(options), Path(options.out)
-    records = list(read_list(options.images, split=given.get("split")))
+    read = reading(given, size=size)
+    records = list(read_list(options.images, split=given.get("split"), settings=read))
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
-    dataset = PretrainDataset(records, reading(given, size=size), regions, None)
+    dataset = PretrainDataset(records, read, regions, None)
     samples, skipped = [], []
     for index, record in enumerate(tqdm(records, desc="reading images", unit="img", dynamic_ncols=True)):
         try:
