@@ -116,7 +116,8 @@ def create_loader(views: MaskedViews, order: BatchOrder, *, workers: int | None,
 
 def default_workers() -> int:
     """One per spare CPU, at most 4."""
-    return max(0, min(4, len(os.sched_getaffinity(0)) - 1))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(4, usable - 1))
 
 
 def one_sentence(error: Exception) -> str:
