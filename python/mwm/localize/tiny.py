@@ -22,7 +22,7 @@ __all__ = ["TinyLocalizer"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
 COLOUR_LIMIT = 0.08  # mean spread between channels; scans are grey, stained slides and photographs lie above
-OTHER_LIMIT = 0.5
+OTHER_LIMIT = 0.7
 
 
 class TinyLocalizer:
