@@ -97,3 +97,44 @@ def test_the_core_links_no_openmp_and_no_torch() -> None:
     libraries = [line.split("[")[1].rstrip("]") for line in needed.stdout.splitlines() if "NEEDED" in line]
     assert libraries
     assert not [name for name in libraries if any(part in name for part in ("gomp", "omp", "torch", "c10", "python", "cuda"))]
+
+
+def _view(tensor: torch.Tensor, **change: object) -> tuple:
+    address, shape, strides, code = backend.native.view(tensor)
+    parts = {"address": address, "shape": tuple(shape), "strides": tuple(strides), "code": code} | change
+    return tuple(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (2**40, 2**40, 4, 4)}, "overflows 64 bits"),
+        ({"shape": (-1, 2, 4, 4)}, "overflows 64 bits"),
+        ({"address": 0}, "no memory"),
+        ({"address": 4097}, "not aligned"),
+        ({"shape": (1, 2, 4), "strides": (1, 1, 1)}, "4 dimensions, got 3"),
+        ({"shape": (1,) * 7, "strides": (1,) * 7}, "at most 6 dimensions"),
+        ({"shape": (1, 2, 4, 5)}, "does not divide"),
+    ],
+)
+def test_native_code_refuses_views_that_would_corrupt_memory(change: dict, message: str) -> None:
+    plan = ops.build_plan(torch.ones((1, 2, 2), dtype=torch.bool), 2)
+    x, out = torch.zeros(1, 2, 4, 4), torch.zeros(4, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+    coords, slots = _view(plan.coords), _view(plan.slots)
+    _core.pack_tiles(_view(x), coords, slots, _view(out), 1)
+    with pytest.raises(ValueError, match=message):
+        _core.pack_tiles(_view(x, **change), coords, slots, _view(out), 1)
+
+
+def test_native_code_refuses_missing_tensors_dtypes_and_strides_it_was_not_made_for() -> None:
+    plan = ops.build_plan(torch.ones((1, 2, 2), dtype=torch.bool), 2)
+    x, out = torch.zeros(1, 2, 4, 4), torch.zeros(4, 2, 2, 2)
+    coords, slots = _view(plan.coords), _view(plan.slots)
+    with pytest.raises(ValueError, match="must be a tensor, got None"):
+        _core.pack_tiles(None, coords, slots, _view(out), 1)
+    with pytest.raises(ValueError, match="channels-last"):
+        _core.pack_tiles(_view(x), coords, slots, _view(out), 1)
+    with pytest.raises(ValueError, match="wrong dtype"):
+        _core.pack_tiles(_view(x), coords, _view(plan.slots.long()), _view(out.contiguous(memory_format=torch.channels_last)), 1)
+    with pytest.raises(TypeError):
+        _core.pack_tiles(x, coords, slots, _view(out), 1)
