@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from mwm.localize import create_localizer
 from mwm.localize.tiny import WEIGHTS, TinyLocalizer
 from mwm.localize.tiny_text import STRUCTURES, TOKENS, encode_prompt, parse_prompt, words_of
+from mwm.localize.tiny_words import ALIASES, CONCEPTS, FILLERS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "tiny"
 
@@ -75,10 +77,19 @@ def test_prompt_outside_the_vocabulary_is_refused_in_one_sentence_that_names_oth
 
 
 def test_vocabulary_lists_every_word_that_passes_the_gate(tiny: TinyLocalizer) -> None:
-    listed = set(words_of(" ".join(tiny.vocabulary())))
-    assert set(TOKENS[1:]) <= listed | {"<pad>"}
-    for example, _ in STRUCTURES.values():
-        assert set(words_of(example)) <= listed
+    listed = set(re.findall(r"[a-z0-9]+", " ".join(tiny.vocabulary())))
+    assert set(TOKENS[1:]) <= listed
+    assert set(ALIASES) <= listed
+    assert set(FILLERS) <= listed
+
+
+def test_every_word_with_a_meaning_is_read_as_one_that_training_used(scripts: None) -> None:
+    import prompts
+
+    trained = {word for structure in prompts.NOUNS for prompt in prompts.possible_training_prompts(structure) for word in words_of(prompt)}
+    for words in [*CONCEPTS.values(), tuple(ALIASES)]:
+        for word in words:
+            assert set(words_of(word)) <= trained, word
 
 
 def test_held_out_paraphrases_are_no_training_prompts_and_mean_their_structure(scripts: None) -> None:

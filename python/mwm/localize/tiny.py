@@ -23,6 +23,7 @@ __all__ = ["TinyLocalizer"]
 WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
 COLOUR_LIMIT = 0.08  # mean spread between channels; scans are grey, stained slides and photographs lie above
 OTHER_LIMIT = 0.7
+VERSION = 1  # raised when the same weights answer differently: words, gate, limits
 
 
 class TinyLocalizer:
@@ -53,7 +54,7 @@ class TinyLocalizer:
         if lost.unexpected_keys or [key for key in lost.missing_keys if not key.endswith("num_batches_tracked")]:
             raise ValueError(f"tiny: weights at {WEIGHTS} do not fit this version of the model. Install the package again.")
         self.model = self.model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.fingerprint = f"tiny {hashlib.blake2b(WEIGHTS.read_bytes(), digest_size=16).hexdigest()}"
+        self.fingerprint = f"tiny v{VERSION} {hashlib.blake2b(WEIGHTS.read_bytes(), digest_size=16).hexdigest()}"
 
     @staticmethod
     def vocabulary() -> list[str]:

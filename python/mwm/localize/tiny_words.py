@@ -32,12 +32,16 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
                  "radiograph", "radiographs", "radiography", "roentgenogram"),
 }
 
-# Read as the listed word; the text encoder has no token of their own.
+# Read as a word whose token was trained; the listed words among them have a token that no training prompt used.
 ALIASES: dict[str, str] = {
-    "cancer": "neoplasm", "cancers": "neoplasm", "malignancy": "neoplasm", "tumoural": "tumoral", "tumourous": "tumorous", "neoplasma": "neoplasm",
-    "gliomatous": "glial", "oligoastrocytoma": "astrocytoma", "astrocytomas": "astrocytoma", "oligodendrogliomas": "oligodendroglioma",
-    "prolactinoma": "adenoma", "hypophysial": "hypophyseal", "lungfield": "lung", "lungfields": "lungs", "thoracal": "thoracic",
-    "xrays": "xray", "roentgen": "xray", "mris": "mri", "cts": "ct",
+    "cancer": "neoplasm", "cancers": "neoplasm", "malignancy": "neoplasm", "neoplasma": "neoplasm", "neoplasms": "neoplasm", "neoplasia": "neoplasm",
+    "tumoural": "tumoral", "tumourous": "tumorous", "lesions": "lesion", "masses": "mass", "growths": "growth",
+    "gliomatous": "glial", "glioblastomas": "glioblastoma", "astrocytomas": "astrocytoma", "oligoastrocytoma": "astrocytoma",
+    "oligodendroglioma": "glioma", "oligodendrogliomas": "glioma", "adenomas": "adenoma", "microadenoma": "adenoma", "prolactinoma": "adenoma",
+    "hypophysis": "pituitary", "hypophysial": "hypophyseal", "cerebrum": "brain", "cranial": "intracranial", "intracerebral": "cerebral",
+    "lungfield": "lung", "lungfields": "lungs", "parenchymal": "parenchyma", "leftsided": "left", "rightsided": "right",
+    "thorax": "chest", "thoracic": "chest", "thoracal": "chest", "xrays": "xray", "roentgen": "xray", "radiographs": "radiograph",
+    "radiography": "radiograph", "roentgenogram": "radiograph", "tomogram": "tomography", "mris": "mri", "t2w": "mri", "cts": "ct",
 }
 
 NEGATIONS = frozenset("no not without non none absent absence free lacking negative except excluding outside exclude never nothing "
