@@ -56,18 +56,21 @@ struct DepthwiseWeight {
   void taps(int64_t n, int64_t u, int64_t v, const E* const* sources, const bool* seen, int64_t channel, T* total) const {
     using Vector = typename Simd<T>::Vector;
     const int64_t edge = plan.target_edge, channels = x.shape[1];
-    Vector sum[V];
-    MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = Vector{};
-    for (int64_t i = 0; i < edge; ++i) {
-      if (!seen[i * window.kernel_h + u]) continue;
-      const E* g = pointer<E>(grad) + (n * edge + i) * edge * channels + channel;
-      const E* const* from = sources + (i * window.kernel_h + u) * edge * window.kernel_w + v;
-      for (int64_t j = 0; j < edge; ++j, g += channels, from += window.kernel_w) {
-        const Vector y = wide<T>(g);
-        MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = fused(wide<T>(from[k] + channel), y, sum[k]);
+    // Rows are summed on their own first where a tile has many positions, which keeps rounding errors small.
+    const int64_t rows_at_once = edge > 4 ? 1 : edge;
+    for (int64_t first = 0; first < edge; first += rows_at_once) {
+      Vector sum[V] = {};
+      for (int64_t i = first; i < first + rows_at_once; ++i) {
+        if (!seen[i * window.kernel_h + u]) continue;
+        const E* g = pointer<E>(grad) + (n * edge + i) * edge * channels + channel;
+        const E* const* from = sources + (i * window.kernel_h + u) * edge * window.kernel_w + v;
+        for (int64_t j = 0; j < edge; ++j, g += channels, from += window.kernel_w) {
+          const Vector y = wide<T>(g);
+          MWM_UNROLL for (int k = 0; k < V; ++k) sum[k] = fused(wide<T>(from[k] + channel), y, sum[k]);
+        }
       }
+      MWM_UNROLL for (int k = 0; k < V; ++k) store(total + k * channels, load(total + k * channels) + sum[k]);
     }
-    MWM_UNROLL for (int k = 0; k < V; ++k) store(total + k * channels, load(total + k * channels) + sum[k]);
   }
 
   template <int V>
@@ -81,12 +84,16 @@ struct DepthwiseWeight {
     const int64_t edge = plan.target_edge, channels = x.shape[1];
     for (int64_t i = 0; i < edge; ++i) {
       if (!seen[i * window.kernel_h + u]) continue;
-      for (int64_t j = 0; j < edge; ++j) {
-        const E* g = pointer<E>(grad) + ((n * edge + i) * edge + j) * channels;
-        const E* const* from = sources + ((i * window.kernel_h + u) * edge + j) * window.kernel_w;
-        for (int64_t v = 0; v < window.kernel_w; ++v)
-          for (int64_t c = first; c < channels; ++c) total[v * channels + c] += widen(g[c]) * widen(from[v][c]);
-      }
+      for (int64_t v = 0; v < window.kernel_w; ++v)
+        for (int64_t c = first; c < channels; ++c) {
+          T row{};
+          for (int64_t j = 0; j < edge; ++j) {
+            const int64_t at = i * edge + j;
+            const E* from = sources[((i * window.kernel_h + u) * edge + j) * window.kernel_w + v];
+            row += widen(pointer<E>(grad)[(n * edge * edge + at) * channels + c]) * widen(from[c]);
+          }
+          total[v * channels + c] += row;
+        }
     }
   }
 

@@ -271,9 +271,17 @@ void tile_conv_grad_bias(const View& grad, const View& sums, const View& out, in
       for (int64_t split = begin; split < end; ++split) {
         T* total = pointer<T>(sums) + split * channels;
         std::memset(total, 0, static_cast<size_t>(channels) * sizeof(T));
-        for (int64_t row = rows * split / splits; row < rows * (split + 1) / splits; ++row) {
-          const E* from = pointer<E>(grad) + row * channels;
-          for (int64_t c = 0; c < channels; ++c) total[c] += widen(from[c]);
+        // Blocks of rows are summed on their own first, which keeps rounding errors small.
+        constexpr int64_t kRows = 32;
+        Scratch<T> block(channels);
+        const int64_t last = rows * (split + 1) / splits;
+        for (int64_t row = rows * split / splits; row < last;) {
+          std::memset(block.data(), 0, static_cast<size_t>(channels) * sizeof(T));
+          for (const int64_t stop = least(row + kRows, last); row < stop; ++row) {
+            const E* from = pointer<E>(grad) + row * channels;
+            for (int64_t c = 0; c < channels; ++c) block[c] += widen(from[c]);
+          }
+          for (int64_t c = 0; c < channels; ++c) total[c] += block[c];
         }
       }
     });

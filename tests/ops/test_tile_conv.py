@@ -192,8 +192,9 @@ def test_compiles_whole_with_any_number_of_tiles() -> None:
     generator = torch.Generator().manual_seed(1)
     for share in (0.3, 0.5, 0.7, 0.9):
         plan = ops.build_plan(torch.rand((4, 5, 5), generator=generator) < share, 4)
-        torch._dynamo.mark_dynamic(plan.coords, 0)
         x = torch.randn(plan.num_tiles, 8, 4, 4, generator=generator).contiguous(memory_format=torch.channels_last).requires_grad_()
+        torch._dynamo.mark_dynamic(plan.coords, 0)
+        torch._dynamo.mark_dynamic(x, 0)
         weight, narrow = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, 1, 7, 7, requires_grad=True)
         out, want = compiled(x, weight, narrow, plan), step(x, weight, narrow, plan)
         grads = [torch.autograd.grad(y, (x, weight, narrow), torch.ones_like(y)) for y in (out, want)]

@@ -169,7 +169,7 @@ def _workspace(weight: Tensor, groups: int) -> Tensor:
 def _sums(grad: Tensor, numel: int) -> Tensor:
     """Room for partial sums over fixed shares of the tiles; the number of shares depends on shapes alone."""
     rows = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    splits = max(1, min(8, rows // 2048, 2**18 // max(numel, 1)))
+    splits = max(1, min(8, rows // 1024, 2**18 // max(numel, 1)))
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     return torch.empty((splits, numel), dtype=dtype)
 
