@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 
 import mwm
 
@@ -63,7 +65,7 @@ def test_compiles_at_most_twice_and_agrees_with_eager(pack_inside: bool) -> None
     images = torch.randn(2, 1, 48, 48)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for active in masks(4):
+        for active in masks(3):
             packed = mwm.pack(images, active)
             found, expected = compiled(images, active, packed), step(twin, images, active, packed)
             found.backward()
@@ -90,5 +92,20 @@ def test_a_constant_count_of_visible_patches_compiles_once() -> None:
 def test_a_refusal_stays_a_refusal_under_compile() -> None:
     net = mwm.sparsify(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten()))
     compiled = torch.compile(net, fullgraph=True, backend="eager")
+    packed = mwm.pack(torch.randn(1, 1, 16, 16), torch.ones(1, 2, 2, dtype=torch.bool))
     with pytest.raises(Exception, match="flatten"):
-        compiled(mwm.pack(torch.randn(1, 1, 16, 16), torch.ones(1, 2, 2, dtype=torch.bool)))
+        compiled(packed)
+    with pytest.raises(Exception, match=r"Observed exception|height or width"):
+        torch.compile(lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]), fullgraph=True, backend="eager")(packed)
+
+
+def test_same_padding_and_sizes_of_other_maps_compile() -> None:
+    class Same(nn.Module):
+        def forward(self, x):
+            rest = max((math.ceil(x.shape[-1] / 2) - 1) * 2 + 3 - x.shape[-1], 0)
+            low = F.avg_pool2d(F.pad(x, (rest // 2, rest - rest // 2, rest // 2, rest - rest // 2)), 3, 2)
+            return x + F.interpolate(low, size=x.shape[-2:])
+
+    net = mwm.sparsify(Same())
+    packed = mwm.pack(torch.randn(2, 1, 16, 16), torch.tensor([[[True, True], [True, False]]] * 2))
+    assert torch.allclose(torch.compile(net, fullgraph=True, backend="eager")(packed).tiles, net(packed).tiles)

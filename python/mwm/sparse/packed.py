@@ -93,7 +93,10 @@ class Packed:
     def shape(self) -> torch.Size:
         """(T, C, t, t); (T, t, t, C) between the permutes of a channels-last block."""
         shape = self._data.shape
-        if torch.compiler.is_compiling() or not inside_sparsified():
+        if torch.compiler.is_compiling():
+            # Traced code cannot ask who is asking; the number of tiles stays a plain, symbolic number.
+            return tuple(Extent(size) if axis in "HW" else size for axis, size in zip(self._axes, shape, strict=True))
+        if not inside_sparsified():
             return shape
         sizes = zip(self._axes, shape, strict=True)
         return torch.Size([

@@ -79,7 +79,7 @@ def reshape_as(function: Callable, args: tuple, kwargs: dict) -> Packed:
 
 def _reshaped(function: Callable, x: Packed, sizes: list) -> Packed:
     """Match the new sizes with the axes: T, H and W one to one, channels between them in any split."""
-    new = sizes if torch.compiler.is_compiling() else [int(size) for size in sizes]
+    new = [int(size) if isinstance(size, Extent) else size for size in sizes]
     old = x._data.shape
     if new and new[0] == -1:
         new = [old[0], *new[1:]]
