@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mwm.cli import COMMANDS, main
+from mwm.cli.errors import sentence as sentence_of
+from mwm.train import checkpoint
 
 
 def run(*words: str | Path, cwd: Path | None = None, code: int | None = 0, threads: str = "1") -> subprocess.CompletedProcess[str]:
@@ -214,6 +219,31 @@ def test_an_unreadable_file_is_skipped_counted_and_listed(images: Path, tmp_path
     assert "cut.png" in (tmp_path / "run" / "skipped.csv").read_text()
     refused = sentence(run("pretrain", folder, "--mask-ratio", "0.6", "--out", tmp_path / "strict", "--strict", *TINY_RUN, code=2))
     assert "cut.png" in refused and not (tmp_path / "strict").exists()
+
+
+def test_ctrl_c_ends_in_one_sentence_and_leaves_a_whole_run(images: Path, tmp_path: Path) -> None:
+    words = ["pretrain", images / "images", "--mask-ratio", "0.5", "--out", tmp_path / "run", *TINY_RUN, "--epochs", "5000", "--checkpoint-steps", "2", "--log-every", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "mwm", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert "stopped by Ctrl-C" in complaint and "--resume" in complaint and "Traceback" not in complaint
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] >= 2
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (OSError(errno.ENOSPC, "No space left on device", "run/checkpoint.pt"), "the disk is full: run/checkpoint.pt"),
+    (PermissionError(errno.EACCES, "Permission denied", "run"), "no permission: run"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "scan.png"), "no such file or folder: scan.png"),
+    (ValueError("Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  …\nmwm.data.errors.DataError: read: a.png is truncated."), "read: a.png is truncated."),
+    (MemoryError(), "the memory does not suffice"),
+], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None)
+def test_errors_of_the_machine_become_sentences_with_a_remedy(error: Exception, words: str) -> None:
+    text, code = sentence_of(error)
+    assert code == 2 and words in text and "\n" not in text
 
 
 def test_debug_raises_the_error_itself() -> None:

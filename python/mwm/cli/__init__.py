@@ -25,6 +25,8 @@ COMMANDS = {
     "bench": "measure the kernels on this machine",
 }
 
+USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "bench": "[NAME] "}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -64,7 +66,7 @@ def _dispatch(words: list[str]) -> int:
         return 2 if words else 0
     module = importlib.import_module(f"mwm.cli.{command}")
     parser = Parser(prog=f"mwm {command}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    usage=f"mwm {command} [options]", epilog="--debug shows the traceback of an error.")
+                    usage=f"mwm {command} {USAGE.get(command, '')}[options]", epilog="--debug shows the traceback of an error.")
     module.add_arguments(parser)
     return module.run(parser.parse_args(words[1:]), words) or 0
 
