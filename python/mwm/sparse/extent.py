@@ -69,6 +69,8 @@ _BATCH_FIRST = set(named(["view", "reshape", "expand", "new_empty", "new_zeros",
 def _dense_sizes(function: Callable, values: Any) -> Any:
     if isinstance(values, Batch):
         return values.images
+    if isinstance(values, Extent) and getattr(function, "__name__", "") == "expand":
+        return -1  # a row per image expanded to the shape of a map broadcasts later by itself
     if isinstance(values, Extent):
         raise refuse(function, "it makes or views a dense tensor with the height or width of a tile")
     if isinstance(values, tuple | list | torch.Size):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers import CecaModule, DropPath, EcaModule
+from timm.layers.space_to_depth import SpaceToDepth
 from timm.layers.split_attn import SplitAttn
 from timm.models.densenet import DenseLayer
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from .layers import drop_branch
 from .packed import Packed
+from .windows import stride_error
 
 
 class PackedDropPath(DropPath):
@@ -87,10 +89,23 @@ class PackedSplitAttn(SplitAttn):
         return out
 
 
+class PackedSpaceToDepth(SpaceToDepth):
+    """Squares that no tile border crosses, to channels."""
+
+    def forward(self, x: Any) -> Any:
+        """Dense maps as before; packed tiles tile by tile, which is the same."""
+        if not isinstance(x, Packed):
+            return super().forward(x)
+        if x.tiles.shape[-1] % self.bs:
+            raise stride_error("space to depth", x, self.bs)
+        return Packed(super().forward(x.tiles).contiguous(memory_format=torch.channels_last), x.plan)
+
+
 SWAPS: dict[type, type] = {
     DropPath: PackedDropPath,
     DenseLayer: PackedDenseLayer,
     EcaModule: PackedEca,
     CecaModule: PackedCeca,
     SplitAttn: PackedSplitAttn,
+    SpaceToDepth: PackedSpaceToDepth,
 }
