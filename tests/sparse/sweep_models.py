@@ -64,7 +64,7 @@ def build(name: str, pyramid: bool) -> torch.nn.Module:
     if pyramid:
         try:
             return timm.create_model(name, pretrained=False, features_only=True)
-        except Exception:  # noqa: BLE001 - not every net has a pyramid; then the classifier is compared
+        except Exception:
             pass
     return timm.create_model(name, pretrained=False)
 
@@ -77,11 +77,11 @@ def judge(name: str, patch: int, modes: tuple[bool, ...]) -> tuple[str, str, flo
             size = sum(p.numel() for p in build(name, pyramid=True).parameters())
         if size > LARGEST and not ALL:
             return "skipped", f"{size / 1e6:.0f} M parameters", 0.0
-    except Exception:  # noqa: BLE001 - some nets cannot be built without values
+    except Exception:
         pass
     try:
         net = build(name, pyramid=True)
-    except Exception as error:  # noqa: BLE001 - the sweep reports whatever happens
+    except Exception as error:
         return "unbuilt", _line(error), 0.0
     for module in net.modules():
         for attribute in ("drop_prob", "p", "drop_rate"):
@@ -123,7 +123,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     shard, shards = map(int, options.shard.split("/"))
     rows = []
-    file = open(options.out, "w", newline="") if options.out else None  # noqa: SIM115 - rows are written as they come
+    file = open(options.out, "w", newline="") if options.out else None
     for library in [options.library] if options.library else ["torchvision", "timm"]:
         for i, name in enumerate(n for n in names(library, options.all) if fnmatch.fnmatch(n, options.match)):
             if i % shards != shard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import mwm
 import pytest
 import timm
 import torch
@@ -12,11 +13,10 @@ import torchvision
 from comparison import compare, maps_of, randomise, some_mask
 from torch import nn
 
-import mwm
-
 # The smallest of each family; "torchvision/…" are whole classifiers, so that heads are covered as well.
 FAMILIES = [
-    "test_resnet", "resnet18", "resnext26ts", "regnety_002", "test_convnext", "test_convnext2", "convnextv2_atto", "test_efficientnet", "test_efficientnet_gn", "mobilenetv3_small_050",
+    "test_resnet", "resnet18", "resnext26ts", "regnety_002", "test_convnext", "test_convnext2", "convnextv2_atto", "test_efficientnet", "test_efficientnet_gn",
+    "mobilenetv3_small_050",
     "tf_efficientnetv2_b0", "densenet121", "res2net50_14w_8s", "resnetblur18", "ecaresnet26t", "seresnext26ts", "inception_next_atto",
     "hgnetv2_b0", "ghostnet_050", "dla34", "test_nfnet", "test_byobnet",
     "torchvision/resnet18", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/regnet_x_400mf",

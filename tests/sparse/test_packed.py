@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 
+import mwm
 import pytest
 import timm
 import torch
@@ -13,8 +14,6 @@ import torchvision
 from comparison import compare, randomise, some_mask
 from torch import nn
 from torch.nn import functional as F
-
-import mwm
 
 
 def net() -> nn.Module:
@@ -102,7 +101,7 @@ def test_refusals_name_function_and_module() -> None:
         mwm.sparsify(timm.create_model("test_vit"))
     with pytest.raises(TypeError, match="unfold"):
         F.unfold(batch(), 3)
-    with pytest.raises(TypeError, match="nn.Module"):
+    with pytest.raises(TypeError, match=r"nn\.Module"):
         mwm.sparsify("resnet50")
 
 
@@ -162,6 +161,16 @@ def test_reductions_are_per_image_and_zero_without_a_visible_patch() -> None:
     assert torch.allclose(mean[0, :, 0, 0], images[0, :, :4, :4].mean((1, 2))) and torch.equal(mean[1], torch.zeros(2, 1, 1))
     assert torch.allclose(F.adaptive_avg_pool2d(packed, 1)[2, :, 0, 0], images[2].mean((1, 2)))
     assert torch.equal((packed * mean).unpack()[1], torch.zeros(2, 8, 8))
+
+
+def test_work_in_place_on_a_contiguous_copy_does_not_reach_the_original() -> None:
+    x = mwm.pack(torch.randn(1, 4, 8, 8), torch.ones(1, 2, 2, dtype=torch.bool))
+    before = x.unpack()
+    x[:, :2].contiguous().add_(1)
+    x.permute(0, 2, 3, 1).contiguous().mul_(2)
+    assert torch.equal(x.unpack(), before)
+    x[:, :2].add_(1)
+    assert torch.equal(x.unpack()[:, :2], before[:, :2] + 1)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -17,7 +17,7 @@ LAYER = "_mwm_layer"  # attribute that `sparsify` leaves on layers that draw noi
 class PackedDropout2d(nn.Dropout2d):
     """nn.Dropout2d that drops channels of an image, not of a tile."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+    def forward(self, input: Any) -> Any:
         """Dense maps as before; packed tiles by image."""
         if not isinstance(input, Packed) or not self.training or self.p == 0.0:
             return super().forward(input)
@@ -27,7 +27,7 @@ class PackedDropout2d(nn.Dropout2d):
 class PackedHardswish(nn.Hardswish):
     """nn.Hardswish; torch.compile does not see its in-place form on packed tiles."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+    def forward(self, input: Any) -> Any:
         """Per position."""
         return pointwise(F.hardswish, (input,), {"inplace": self.inplace}) if isinstance(input, Packed) else super().forward(input)
 
@@ -35,7 +35,7 @@ class PackedHardswish(nn.Hardswish):
 class PackedHardsigmoid(nn.Hardsigmoid):
     """nn.Hardsigmoid; torch.compile does not see its in-place form on packed tiles."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+    def forward(self, input: Any) -> Any:
         """Per position."""
         return pointwise(F.hardsigmoid, (input,), {"inplace": self.inplace}) if isinstance(input, Packed) else super().forward(input)
 

@@ -82,9 +82,12 @@ def contiguous(function: Callable, args: tuple, kwargs: dict) -> Packed:
     x = settled(function, args[0])
     if kwargs.get("memory_format") is torch.channels_last and x._axes != "TCHW":
         raise refuse(function, f"channels_last wants [T, C, t, t], got axes {x._axes}")
-    if function is Tensor.contiguous and not kwargs and len(args) == 1:
-        # Channels-last is the layout of packed tiles; row-major copies would only be undone by the next layer.
-        return x
+    if function is Tensor.contiguous:
+        # Channels-last is the layout of packed tiles. What a dense net would copy (slices, permutes) is copied here too, so that
+        # work in place on the result does not reach the original.
+        if x._axes == "TCHW":
+            return x._like(x._data.contiguous(memory_format=torch.channels_last))
+        return x._like(x._data.clone(memory_format=torch.contiguous_format))
     return x._like(function(x._data, *args[1:], **kwargs))
 
 

@@ -104,11 +104,10 @@ def _reduced(function: Callable, args: tuple, kwargs: dict, over_image: Callable
     channels, spatial = _split(function, x, given.get("dim"))
     keepdim = bool(given.get("keepdim", False))
     if channels:
-        kept = x._like(function(x._data, channels, keepdim=True) if channels else x._data)
-        x = kept
+        x = x._like(function(x._data, channels, keepdim=True))
     if spatial:
         rows = _shaped(over_image(_plain(x), x._plan).to(x.dtype), x, keepdim=True)
-        gone = sorted(channels + [x._axes.index("H"), x._axes.index("W")])
+        gone = sorted([*channels, x._axes.index("H"), x._axes.index("W")])
         return rows if keepdim else rows.reshape([size for i, size in enumerate(rows.shape) if i not in gone])
     if keepdim:
         return x

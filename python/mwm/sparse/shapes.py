@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from .operands import axis_of, channel_axis, settled
 from .packed import Packed
 from .refusal import refuse
 from .registry import handles
+
+_MEANING = {"T": "images", "C": "channels", "H": "rows", "W": "columns"}
 
 
 def _sizes(args: tuple) -> list:
@@ -189,7 +190,7 @@ def index(function: Callable, args: tuple, kwargs: dict) -> Packed:
         elif isinstance(entry, slice) and entry == slice(None):
             axes += axis
         else:
-            raise refuse(function, f"index {entry} picks among {dict(T='images', H='rows', W='columns', C='channels')[axis]}",
+            raise refuse(function, f"index {entry} picks among {_MEANING[axis]}",
                          "Slice channels only.")
         source += 1
     axes += x._axes[source:]

@@ -14,7 +14,7 @@ from .packed import Packed
 class PackedStochasticDepth(StochasticDepth):
     """Stochastic depth by image."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+    def forward(self, input: Any) -> Any:
         """Dense maps as before; packed tiles by image."""
         if not isinstance(input, Packed):
             return super().forward(input)
@@ -26,7 +26,7 @@ class PackedStochasticDepth(StochasticDepth):
 class PackedDenseLayer(_DenseLayer):
     """Dense layer that takes one packed map like one tensor."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name of the parent's argument
+    def forward(self, input: Any) -> Any:
         """One map, or the list of the maps so far."""
         return super().forward([input] if isinstance(input, Packed) else input)
 

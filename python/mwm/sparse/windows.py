@@ -15,7 +15,7 @@ from mwm.ops.tile_conv import pointwise_conv
 from .extent import Extent
 from .operands import map_of
 from .packed import Margin, Packed
-from .reductions import image_mean, image_max
+from .reductions import image_max, image_mean
 from .refusal import location, refuse
 from .registry import handles, named
 
