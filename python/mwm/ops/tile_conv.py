@@ -83,7 +83,8 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         Packed tiles. [T, K, t, t]
     """
     tiles, channels, edge, _ = x.shape
-    if edge > 4 and x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    better = edge <= 4 or x.dtype == torch.bfloat16
+    if not better or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return F.conv2d(x, weight, bias)
     rows = x.permute(0, 2, 3, 1).view(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
     out = F.conv2d(rows, weight, bias)
@@ -175,7 +176,7 @@ def _sums(grad: Tensor, numel: int) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, active, coords, slots, geometry, backend = inputs
+    x, weight, _, active, coords, slots, geometry, backend = inputs
     ctx.save_for_backward(x, weight, active, coords, slots)
     ctx.geometry, ctx.backend = geometry, backend
 
