@@ -98,6 +98,16 @@ def test_a_refusal_stays_a_refusal_under_compile() -> None:
         torch.compile(lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]), fullgraph=True, backend="eager")(packed)
 
 
+def test_batch_norm_of_one_value_keeps_the_running_variance_under_compile() -> None:
+    norm = mwm.sparsify(nn.BatchNorm2d(3)).train()
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    for count in (1, 2):
+        active = torch.zeros(1, 2, 2, dtype=torch.bool)
+        active[0, 0, :count] = True
+        compiled(mwm.pack(torch.randn(1, 3, 2, 2), active))
+        assert torch.equal(norm.running_var, torch.ones(3)) is (count == 1) and norm.running_var.isfinite().all()
+
+
 def test_same_padding_and_sizes_of_other_maps_compile() -> None:
     class Same(nn.Module):
         def forward(self, x):

@@ -19,7 +19,10 @@ from .windows import _bind
 
 @handles(F.batch_norm)
 def batch_norm(function: Callable, args: tuple, kwargs: dict) -> Packed:
-    """Over the visible positions of the batch. With one value the variance is 0 and the running variance stays; with none, both stay."""
+    """Over the visible positions of the batch. With one value the variance is 0 and the running variance stays; with none, both stay.
+
+    num_batches_tracked counts every call in train mode, as torch counts them, also one without a visible patch.
+    """
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     x, mean, var, weight, bias, training, momentum, eps = _bind(names, args, kwargs, {"training": False, "momentum": 0.1, "eps": 1e-5})
     x = map_of(function, settled(function, x))
@@ -29,8 +32,7 @@ def batch_norm(function: Callable, args: tuple, kwargs: dict) -> Packed:
 def batch_norm_tiles(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, training: bool,
                      momentum: float, eps: float) -> Tensor:
     """batch_norm of packed tiles. [T, C, t, t]"""
-    # The sizes are read only in eager mode: traced code would have to guard on the number of tiles.
-    few = training and not torch.compiler.is_compiling() and x.shape[0] * x.shape[2] * x.shape[3] < 2
+    few = training and x.shape[0] * x.shape[2] * x.shape[3] < 2
     if not few:
         return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
     centre = x.detach().sum((0, 2, 3))  # the value itself, or 0 where there is none
