@@ -11,7 +11,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where, how long, which seed."""
     parser.add_argument("--out", metavar="FOLDER", default="demo", help="where everything goes (default: demo)")
-    parser.add_argument("--train-seconds", type=float, metavar="X", default=120.0, help="time for pre-training; the epochs follow from it (default: 120)")
+    parser.add_argument("--train-seconds", type=float, metavar="X", default=150.0, help="time for pre-training; the epochs follow from it (default: 150)")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
     parser.add_argument("--seed", type=int, metavar="N", default=0)
 

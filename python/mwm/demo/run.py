@@ -23,8 +23,6 @@ from mwm.masking import Policy, stack_inside
 from mwm.view import Chart, save
 
 
-GRID = (parts.SIZE // parts.PATCH, parts.SIZE // parts.PATCH)
-
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -38,7 +36,7 @@ class DemoConfig:
     """
 
     out: str = "demo"
-    train_seconds: float = 120.0
+    train_seconds: float = 150.0
     quick: bool = False
     seed: int = 0
 
@@ -110,10 +108,10 @@ class _Demo:
 
     def _race(self, scans: Scans) -> None:
         self.console.begin("The encoder pays only for what is visible")
-        count = 4 if self.config.quick else 8
-        images = read_scans(scans.of("chest_xray")[:count], parts.SIZE)
+        count, size = (2, 128) if self.config.quick else (8, parts.SIZE)
+        images = read_scans(scans.of("chest_xray")[:count], size)
         policy = mwm.create_policy("uniform", overall=0.6)
-        active = policy(None, grid=GRID, seed=self.config.seed, ids=torch.arange(len(images)), epoch=0)
+        active = policy(None, grid=(size // parts.PATCH, size // parts.PATCH), seed=self.config.seed, ids=torch.arange(count), epoch=0)
         race = self.found.race = run_race(images, active, budget=2.0 if self.config.quick else 20.0, seed=self.config.seed)
         self.console.say(f"       ResNet-50, forward and backward, {race.hidden:.0%} hidden: largest difference from mask-multiply {race.difference:.0e} "
                          "(relative to the largest feature)")
@@ -148,8 +146,10 @@ class _Demo:
     def _close(self, report: Path) -> None:
         minutes, seconds = divmod(int(self.console.seconds), 60)
         self.console.say(f"\nDone in {minutes} min {seconds} s. The report: {report.resolve()}")
-        words, command = self.found.commands[0]
-        self.console.say(f"Next, on your own images ({words[0].lower()}{words[1:].rstrip('.:')}):\n\n    {command}\n")
+        self.console.say("\nNext, on your own images:")
+        for words, command in self.found.commands[:2]:
+            self.console.say(f"\n  {words}\n\n    {command}")
+        self.console.say()
 
 
 def _machine() -> str:

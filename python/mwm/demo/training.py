@@ -28,8 +28,8 @@ MOST_EPOCHS, FEWEST_EPOCHS = 60, 2
 def configure(demo_seconds: float, scans: Scans, regions: Path, out: Path, *, quick: bool, seed: int) -> PretrainConfig:
     """The demo's run: a ResNet-18 and a narrow decoder, small enough for a few minutes on two cores."""
     config = PretrainConfig(images=str(scans.index), out=str(out), regions=str(regions), encoder="resnet18", image_size=SIZE, patch_size=PATCH, channels=1,
-                            decoder_width=128, optimizer="adamw", base_lr=1e-2, batch_size=16, min_std=RECOMMENDED_MIN_STD, epochs=1, warmup_epochs=0.1,
-                            read={"aspect": ASPECT}, panel_every=0, checkpoint_minutes=0, overwrite=True, workers=0, seed=seed)
+                            decoder_width=128, optimizer="adamw", base_lr=3.2e-2, batch_size=8, min_std=RECOMMENDED_MIN_STD, epochs=1, warmup_epochs=0.1,
+                            read={"aspect": ASPECT}, panel_every=0, checkpoint_minutes=0, overwrite=True, workers=0, split="val" if quick else None, seed=seed)
     epochs = 1 if quick else fit_epochs(config, len(scans.records), demo_seconds)
     return config.replace(epochs=epochs, warmup_epochs=min(2.0, 0.1 * epochs))
 
