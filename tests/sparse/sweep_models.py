@@ -83,6 +83,9 @@ def judge(name: str, patch: int, modes: tuple[bool, ...]) -> tuple[str, str, flo
         net = build(name, pyramid=True)
     except Exception as error:
         return "unbuilt", _line(error), 0.0
+    size = sum(p.numel() for p in net.parameters())
+    if size > LARGEST and not ALL:
+        return "skipped", f"{size / 1e6:.0f} M parameters", 0.0
     for module in net.modules():
         for attribute in ("drop_prob", "p", "drop_rate"):
             if isinstance(getattr(module, attribute, None), float):
