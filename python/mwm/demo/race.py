@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import mwm
 
@@ -76,11 +77,13 @@ def run_race(images: Tensor, active: Tensor, *, budget: float = 22.0, seed: int 
     step[DENSE]()  # the rivals' first call allocates and compiles kernels, as ours did above
     times: dict[str, list[float]] = {name: [] for name in step}
     start = time.perf_counter()
-    while len(times[OURS]) < 9 and (len(times[OURS]) < 3 or time.perf_counter() - start < budget):
-        for name, one in step.items():
-            began = time.perf_counter()
-            one()
-            times[name].append(time.perf_counter() - began)
+    with tqdm(total=9, desc="timing", unit="round", leave=False, dynamic_ncols=True) as bar:
+        while len(times[OURS]) < 9 and (len(times[OURS]) < 3 or time.perf_counter() - start < budget):
+            for name, one in step.items():
+                began = time.perf_counter()
+                one()
+                times[name].append(time.perf_counter() - began)
+            bar.update()
     ratios = {name: statistics.median(t / m for t, m in zip(times[name], times[OURS], strict=True)) for name in (DENSE, MASKED)}
     return Race(difference, {name: statistics.median(t) for name, t in times.items()}, ratios, len(times[OURS]),
                 len(images), images.shape[-1], 1 - float(active.float().mean()), torch.get_num_threads())
