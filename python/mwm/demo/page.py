@@ -80,7 +80,7 @@ def build_report(found: Findings) -> Report:
         _training(report, found.training)
     if found.probe:
         _probe(report, found.probe)
-    report.section("Your own images", "Nothing below needs labels. Regions are cached, runs resume, and every flag is also a line of a YAML file.")
+    report.section("Your own images", "Only the last of these needs labels. Regions are cached, runs resume, and every flag is also a line of a YAML file.")
     for words, command in found.commands:
         report.text(words).command(command)
     report.section("The scans", "They ship with the package under the licences below, reduced in size. No image on this page was used to train the localizer "

@@ -23,7 +23,7 @@ h2{display:flex;align-items:baseline;gap:12px;margin:0 0 10px;font-size:22px;lin
 h2 .count{color:var(--accent);font-size:15px;font-variant-numeric:tabular-nums}
 p{max-width:74ch;margin:0 0 12px}
 code{padding:.1em .35em;border-radius:5px;background:var(--ground);border:1px solid var(--line);font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-pre{overflow-x:auto;margin:16px 0 0;padding:14px 16px;border-radius:10px;background:var(--ground);border:1px solid var(--line)}
+pre{overflow-x:auto;white-space:pre-wrap;margin:8px 0 20px;padding:14px 16px;border-radius:10px;background:var(--ground);border:1px solid var(--line)}
 pre code{padding:0;border:0;background:none;font-size:14px}
 figure{margin:0}
 .plate{margin:22px 0 0}
