@@ -153,6 +153,8 @@ def test_wrong_batches_are_refused_with_both_sizes(change: dict, words: str) -> 
     ({"decoder_width": 20}, "decoder_width must be a multiple of 8"),
     ({"norm": "group"}, "norm must be"),
     ({"min_std": -1.0}, "min_std must be"),
+    ({"patch_size": 0}, "patch_size must be a positive"),
+    ({"patch_size": 8.0}, "patch_size must be a positive"),
 ])
 def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):

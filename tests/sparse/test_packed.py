@@ -61,6 +61,32 @@ def test_a_wrong_constant_count_is_refused() -> None:
         mwm.pack(torch.zeros(1, 1, 8, 8), torch.tensor([[[True, True], [True, False]]]), visible=2)
 
 
+@pytest.mark.parametrize("visible", [1.5, True, "3"])
+def test_a_count_that_is_no_whole_number_is_refused_by_type(visible) -> None:
+    with pytest.raises(TypeError, match="visible must be a whole number"):
+        mwm.pack(torch.zeros(1, 1, 8, 8), torch.ones(1, 2, 2, dtype=torch.bool), visible=visible)
+
+
+def test_a_mask_on_the_cpu_goes_to_the_device_of_the_images() -> None:
+    images, active = torch.zeros(2, 3, 8, 8, device="meta"), torch.tensor([[[True, True], [True, False]]] * 2)
+    packed = mwm.pack(images, active)
+    assert packed.shape == (6, 3, 4, 4) and packed.device == packed.plan.device == packed.active.device == torch.device("meta")
+
+
+def test_operators_that_are_no_functions_per_position_are_refused_by_name() -> None:
+    x = batch()
+    for call, name in ((lambda: x @ x, "__matmul__"), (lambda: torch.zeros(32, 32) @ x, "matmul__"), (lambda: x << 1, "__lshift__"),
+                       (lambda: 1 in x, "__contains__"), (lambda: float(x), "__float__"), (lambda: int(x), "__int__")):
+        with pytest.raises(mwm.sparse.PackedError, match=name):
+            call()
+
+
+def test_type_and_device_are_read_and_changed_as_those_of_a_tensor() -> None:
+    x = batch()
+    assert x.type() == "torch.FloatTensor" and x.type(torch.float64).dtype == torch.float64
+    assert torch.equal(x.cpu().tiles, x.tiles) and x.to("meta").plan.device == torch.device("meta")
+
+
 def test_sparsify_keeps_keys_parameters_types_hooks_and_the_dense_answer() -> None:
     dense = net().eval()
     model = copy.deepcopy(dense)

@@ -46,6 +46,8 @@ class MaskedImageModel(nn.Module):
         super().__init__()
         if norm not in ("auto", "batch", "layer"):
             raise ValueError(f'MaskedImageModel: norm must be "auto", "batch" or "layer", got {norm!r}.')
+        if isinstance(patch_size, bool) or not isinstance(patch_size, int) or patch_size < 1:
+            raise ValueError(f"MaskedImageModel: patch_size must be a positive whole number of pixels, got {patch_size!r}.")
         if not min_std >= 0:
             raise ValueError(f"MaskedImageModel: min_std must be at least 0, got {min_std}.")
         if not is_sparsified(net):

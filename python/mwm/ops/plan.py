@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def build_plan(active: Tensor, patch_size: int, *, visible: int | None = None, b
         The plan, on the device of `active`.
 
     Raises:
-        TypeError: `active` is not a bool tensor.
+        TypeError: `active` is not a bool tensor, or `visible` no whole number.
         ValueError: A shape does not fit, or (CPU) an image has another number of visible patches than `visible`. On a
             GPU the latter is a device-side assertion.
     """
@@ -93,6 +94,8 @@ def build_plan(active: Tensor, patch_size: int, *, visible: int | None = None, b
         raise TypeError(f"build_plan: active must be a bool tensor [B, Gh, Gw], got {got}. True means visible.")
     if active.dim() != 3:
         raise ValueError(f"build_plan: active must be [B, Gh, Gw], got {list(active.shape)}.")
+    if visible is not None and (isinstance(visible, bool) or not isinstance(visible, int | torch.SymInt | Integral)):
+        raise TypeError(f"build_plan: visible must be a whole number of patches, got {visible!r}. Leave it out where counts differ.")
     if patch_size < 1:
         raise ValueError(f"build_plan: patch_size must be at least 1 pixel, got {patch_size}.")
     if visible is not None and not 0 <= visible <= active.shape[1] * active.shape[2]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import channels, norms, pointwise, reductions, shapes, windows
 from .packed import Packed
-from .registry import HANDLERS
+from .registry import HANDLERS, dispatch
 
 ROOMS = (channels, norms, pointwise, reductions, shapes, windows)
 
@@ -19,6 +19,7 @@ _OPERATORS = {
     "and": "bitwise_and", "or": "bitwise_or", "xor": "logical_xor",
 }
 _COMPARISONS = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
+_REFUSED = "matmul rmatmul lshift rlshift rshift rrshift contains float int complex"
 _UNARY = {"neg": "neg", "abs": "abs", "invert": "bitwise_not", "pos": "positive"}
 
 
@@ -38,6 +39,14 @@ def _reflected(handler: Callable, function: Callable, name: str) -> Callable:
     return method
 
 
+def _refusing(function: Callable, name: str) -> Callable:
+    def method(self: Packed, *args: Any) -> Any:
+        return dispatch(function, (self, *args), {})
+
+    method.__name__, method.__doc__ = name, f"Refused by name, as torch.Tensor.{name} is."
+    return method
+
+
 def install() -> None:
     """Give Packed a method for every Tensor method that has a handler, and the operators."""
     for name in dir(Tensor):
@@ -51,5 +60,7 @@ def install() -> None:
             setattr(Packed, f"__r{python}__", _reflected(HANDLERS[function], function, f"__r{python}__"))
             in_place = getattr(Tensor, f"{name}_")
             setattr(Packed, f"__i{python}__", _method(HANDLERS[in_place], in_place, f"__i{python}__"))
+    for python in _REFUSED.split():
+        setattr(Packed, f"__{python}__", _refusing(getattr(Tensor, f"__{python}__"), f"__{python}__"))
     Packed.__hash__ = object.__hash__
     Packed.__getitem__ = _method(HANDLERS[Tensor.__getitem__], Tensor.__getitem__, "__getitem__")

@@ -196,7 +196,8 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
 
     Args:
         images: [B, C, H, W]
-        active: True where a patch is visible; patches are square, of edge H // Gh. bool [B, Gh, Gw]
+        active: True where a patch is visible; patches are square, of edge H // Gh. It may lie on the CPU beside images on a GPU;
+            the plan goes to the images. bool [B, Gh, Gw]
         visible: Number of visible patches of every image where it is constant: T = B * visible is then known without reading the
             mask. Leave it out where counts differ; a CPU mask is counted on the host, a CUDA mask costs one synchronisation.
 
@@ -204,7 +205,7 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
         The visible tiles [T, C, p, p] with their plan; the gradient with respect to a hidden pixel is exactly zero.
 
     Raises:
-        TypeError: `images` is no tensor, or `active` is not bool.
+        TypeError: `images` is no tensor, `active` is not bool, or `visible` is no whole number.
         ValueError: the images do not divide into square patches on the grid, or `visible` is wrong.
     """
     if not isinstance(images, Tensor):
@@ -225,4 +226,6 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
     if visible is None and torch.compiler.is_compiling():
         # A traced graph must know that the number of tiles is no special case.
         torch._check(plan.coords.shape[0] >= 2)
+    if plan.device != images.device:
+        plan = plan.to(images.device)
     return Packed(pack_tiles(images, plan), plan)

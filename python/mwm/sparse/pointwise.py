@@ -48,12 +48,14 @@ def pointwise(function: Callable, args: tuple, kwargs: dict) -> Any:
     return lead._like(out)
 
 
-@handles(Tensor.to, Tensor.type)
-def convert(function: Callable, args: tuple, kwargs: dict) -> Packed:
-    """Tensor.to for dtypes and memory formats; a device only where the plan already lies."""
+@handles(Tensor.to, Tensor.type, Tensor.cpu, Tensor.cuda)
+def convert(function: Callable, args: tuple, kwargs: dict) -> Packed | str:
+    """Another dtype, memory format or device; the plan goes along. Tensor.type without arguments gives the name of the type."""
     x = settled(function, args[0])
     others = [value._data if isinstance(value, Packed) else value for value in args[1:]]
     data = function(x._data, *others, **kwargs)
+    if isinstance(data, str):
+        return data
     new = x._like(data)
     if data.device != x._data.device:
         new._plan = x._plan.to(data.device)
