@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import timm
 import torch
+from mwm.bench.harness import Row, compare, environment, relative_difference, table, write_json
+from mwm.bench.mask_multiply import MaskMultiply
 from torch import Tensor
 
 import mwm
-from mwm.bench.harness import Row, compare, environment, relative_difference, table, write_json
-from mwm.bench.mask_multiply import MaskMultiply
 
 
 def random_active(batch: int, grid: tuple[int, int], hidden: float, seed: int = 0) -> tuple[Tensor, int]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from mwm.bench.harness import Row, compare, environment, relative_difference, table, write_json
 from torch import Tensor
 
 from mwm import ops
-from mwm.bench.harness import Row, compare, environment, relative_difference, table, write_json
 from mwm.ops.tile_conv import pointwise_conv
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 
 import torch
+from mwm.bench.harness import compare, table, write_json
 from torch import Tensor
 
 from mwm import ops
-from mwm.bench.harness import compare, table, write_json
 
 BATCH, PATCHES, GRID = 1024, 49, (7, 7)
 HIGH, LOW = 0.8, 0.4

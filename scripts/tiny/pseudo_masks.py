@@ -59,7 +59,7 @@ def spine_of(image: np.ndarray, tissue: np.ndarray) -> tuple[float, float]:
     height, width = image.shape
     bright = ndimage.binary_opening(ndimage.median_filter(image, 3) > 150, disk(1))
     bright[int(0.86 * height) :] = False
-    labels, n = ndimage.label(bright)
+    labels, _ = ndimage.label(bright)
     best, best_score = None, 0.0
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box] == k

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from image_files import ramp
+from torch.utils.data import DataLoader
+
 from mwm.data import DataError, EpochSampler, ImageList, JointTransform, MissingRegion, PretrainDataset, ReadSettings, RegionCache, collate, image_statistics, read_image, read_list
 from mwm.data.ram import RamCache
-from torch.utils.data import DataLoader
 
 
 @pytest.fixture

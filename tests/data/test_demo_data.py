@@ -6,9 +6,10 @@ import csv
 from collections import defaultdict
 
 import pytest
+from PIL import Image
+
 from mwm.data import demo_folder, read_image, read_list, read_record_mask
 from mwm.data.settings import ReadSettings
-from PIL import Image
 
 
 @pytest.fixture(scope="module")

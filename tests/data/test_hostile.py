@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 from image_files import bomb_png, ramp
-from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, read_image, read_list, scan
 from PIL import Image
+
+from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, read_image, read_list, scan
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
@@ -121,8 +122,9 @@ def test_scan_leaves_out_counts_and_lists(tmp_path: Path, png) -> None:
 
 
 def test_batches_of_scanned_records_keep_their_size(tmp_path: Path, png) -> None:
-    from mwm.data import EpochSampler, collate
     from torch.utils.data import DataLoader
+
+    from mwm.data import EpochSampler, collate
 
     for k in range(9):
         png(f"{k}.png", ramp(8, 8).astype(np.uint8))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mwm.data import DataError, assign_ids, image_id, read_list
 from mwm.data.records import Record
 from mwm.data.walk import expand_glob

@@ -11,9 +11,10 @@ import pytest
 import tifffile
 import torch
 from image_files import ramp
+from PIL import Image
+
 from mwm.data import ReadSettings, UnreadableImage, read_image, read_list
 from mwm.data.readers import read
-from PIL import Image
 
 STORED = ReadSettings()
 

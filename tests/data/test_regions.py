@@ -15,6 +15,7 @@ import pytest
 import tifffile
 import torch
 from image_files import ramp
+
 from mwm.data import DataError, MaskFolder, RegionCache, open_regions, read_list, read_mask
 from mwm.data.blob import CorruptEntry, read_array, write_array
 

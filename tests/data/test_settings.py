@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from mwm.data import DataError, ReadSettings, read_image
 from mwm.data.geometry import fit
 from mwm.data.intensity import map_intensity

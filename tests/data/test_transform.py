@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mwm.data import DataError, EpochSampler, JointTransform
 
 WHERE = {"seed": 3, "id": 77, "epoch": 5}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import ramp
+
 from mwm.data import ReadSettings, UnreadableImage, read_image, read_list
 from mwm.data.readers import read
 

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import mwm
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+import mwm
 
 
 @pytest.fixture(scope="module")

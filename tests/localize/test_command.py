@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mwm.data import open_regions, read_list
 from mwm.localize import list_localizers, run_localize
-from PIL import Image
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mwm.localize import Localizer, localize_folder
 from PIL import Image
+
+from mwm.localize import Localizer, localize_folder
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import mwm
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import mwm
 from mwm.data import open_regions, read_list
 from mwm.localize import RefineSettings, localize_folder
-from PIL import Image
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from mwm.localize import RefineSettings, component_boxes, refine
 from mwm.localize.refine import two_means_threshold
 

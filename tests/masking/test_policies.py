@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import mwm
 import pytest
 import torch
+
+import mwm
 from mwm.masking import Policy, list_policies, policy_from_dict
 
 GRID = (7, 7)

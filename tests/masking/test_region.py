@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from mwm.masking import PRESETS, create_policy
 
 GRID = (7, 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mwm.masking import create_policy, format_statistics, region_statistics, stack_inside, survey_regions
 
 GRID = (7, 7)

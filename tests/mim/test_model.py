@@ -162,7 +162,7 @@ def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
 
 
 def test_dense_nets_and_classifiers_are_refused() -> None:
-    with pytest.raises(ValueError, match="Pass mwm.sparsify"):
+    with pytest.raises(ValueError, match=r"Pass mwm\.sparsify"):
         MaskedImageModel(dense_twin.ToyNet())
     with pytest.raises(ValueError, match="net must return maps"):
         MaskedImageModel(mwm.sparsify(timm.create_model("resnet18")), decoder_width=32)

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mwm import _core  # noqa: E402
+from mwm import _core
 
 
 @pytest.fixture(params=_core.isas())

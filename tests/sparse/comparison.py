@@ -6,10 +6,11 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import mwm
 import torch
 from oracle import MaskMultiply
 from torch import Tensor, nn
+
+import mwm
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import mwm
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import mwm
 
 B, C, ROWS, COLUMNS, EDGE = 2, 6, 2, 3, 4
 # What Packed answers about itself, as Tensor does about itself: sizes and storage are those of the tiles.

@@ -6,12 +6,13 @@ import copy
 import math
 import warnings
 
-import mwm
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+
+import mwm
 
 
 class SmallNet(nn.Module):

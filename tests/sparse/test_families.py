@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 
-import mwm
 import pytest
 import timm
 import torch
 import torchvision
 from comparison import compare, maps_of, randomise, some_mask
 from torch import nn
+
+import mwm
 
 # The smallest of each family; "torchvision/…" are whole classifiers, so that heads are covered as well.
 FAMILIES = [

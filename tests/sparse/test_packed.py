@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 
-import mwm
 import pytest
 import timm
 import torch
@@ -14,6 +13,8 @@ import torchvision
 from comparison import compare, randomise, some_mask
 from torch import nn
 from torch.nn import functional as F
+
+import mwm
 
 
 def net() -> nn.Module:
@@ -248,8 +249,10 @@ def test_noise_is_one_draw_per_image() -> None:
 
 def test_noise_in_a_random_state_is_a_function_of_the_image_alone() -> None:
     model = mwm.sparsify(Dropping()).train()
-    packed = lambda n: mwm.pack(torch.ones(n, 3, 4, 4), torch.ones(n, 2, 2, dtype=torch.bool))  # noqa: E731
     ids = torch.arange(40) * 7919
+
+    def packed(count: int) -> mwm.Packed:
+        return mwm.pack(torch.ones(count, 3, 4, 4), torch.ones(count, 2, 2, dtype=torch.bool))
 
     def draw(order, epoch=2):
         with mwm.sparse.random_state(seed=5, ids=ids[order], epoch=epoch, view=0):

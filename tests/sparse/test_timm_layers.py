@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import mwm
 import pytest
 import timm.layers as layers
 import torch
 from comparison import compare, randomise, some_mask
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
+
+import mwm
 
 NORMS = ["BatchNormAct2d", "GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act", "LayerNorm2d", "LayerNormAct2d", "RmsNorm2d", "SimpleNorm2d", "FilterResponseNormTlu2d",
          "FilterResponseNormAct2d", "FrozenBatchNormAct2d", "EvoNorm2dB0", "EvoNorm2dS0", "EvoNorm2dS0a", "EvoNorm2dS1", "EvoNorm2dS2", "EvoNorm2dB1", "EvoNorm2dB2"]

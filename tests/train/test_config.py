@@ -59,9 +59,9 @@ def test_yaml_round_trip_with_overrides(tmp_path: Path) -> None:
 def test_an_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("images: scans\nout: run\nbach_size: 8\n")
-    with pytest.raises(TrainError, match="'bach_size' is no setting.*Did you mean 'batch_size'"):
+    with pytest.raises(TrainError, match=r"'bach_size' is no setting.*Did you mean 'batch_size'"):
         PretrainConfig.from_yaml(path)
-    with pytest.raises(TrainError, match="'epoch' is no setting.*'epochs'"):
+    with pytest.raises(TrainError, match=r"'epoch' is no setting.*'epochs'"):
         _config().replace(epoch=3)
 
 

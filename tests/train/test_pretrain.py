@@ -108,7 +108,7 @@ def test_an_existing_run_is_kept_unless_overwrite_is_said(settings: dict[str, An
     short = {**settings, "epochs": 1, "panel_every": 0}
     run = pretrain(PretrainConfig(**short))
     before = _files(run)
-    with pytest.raises(TrainError, match="holds a run already. Continue it with --resume, replace it with --overwrite"):
+    with pytest.raises(TrainError, match=r"holds a run already. Continue it with --resume, replace it with --overwrite"):
         pretrain(PretrainConfig(**short))
     with pytest.raises(ValueError, match="absent"):  # refused before anything is removed
         pretrain(PretrainConfig(**{**short, "images": "absent", "overwrite": True}))
@@ -163,7 +163,7 @@ def test_regions_that_are_all_empty_are_refused(settings: dict[str, Any], scans:
     masks.mkdir()
     for path in (scans / "masks").iterdir():
         Image.new("L", (64, 64)).save(masks / path.name)
-    with pytest.raises(ValueError, match="at least one region must be non-empty.*Change the prompt"):
+    with pytest.raises(ValueError, match=r"at least one region must be non-empty.*Change the prompt"):
         pretrain(PretrainConfig(**{**settings, "regions": str(masks)}))
 
 

@@ -134,7 +134,7 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
 
 def test_a_run_is_not_continued_with_other_settings(whole: Path, scans: Path, tmp_path: Path) -> None:
     settings = _settings(scans, shutil.copytree(whole, tmp_path / "run"))
-    with pytest.raises(TrainError, match="base_lr is 0.02 in the run and 0.5 now"):
+    with pytest.raises(TrainError, match=r"base_lr is 0.02 in the run and 0.5 now"):
         pretrain(PretrainConfig(**{**settings, "base_lr": 0.5}, resume=True))
 
 

@@ -12,7 +12,7 @@ from mwm.train.export import Preprocessing, export
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from drawn import SIZE, rows_with_patients, with_splits, write_index  # noqa: E402
+from drawn import SIZE, rows_with_patients, with_splits, write_index
 
 
 @pytest.fixture(scope="session")

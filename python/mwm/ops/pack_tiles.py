@@ -105,7 +105,7 @@ def _pack_fake(x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, backend
 
 
 def _pack_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, active, coords, slots, backend = inputs
+    _, active, coords, slots, backend = inputs
     ctx.save_for_backward(active, coords, slots)
     ctx.backend = backend
 
@@ -135,7 +135,7 @@ def _unpack_fake(tiles: Tensor, active: Tensor, coords: Tensor, slots: Tensor, f
 
 
 def _unpack_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    tiles, active, coords, slots, fill, backend = inputs
+    _, active, coords, slots, _, backend = inputs
     ctx.save_for_backward(active, coords, slots)
     ctx.backend = backend
 

@@ -131,7 +131,7 @@ def sample_active(
     strata: Tensor, amounts: Tensor, exact: bool, seed: int, ids: Tensor, epoch: int, view: int, weights: Tensor | None
 ) -> Tensor:
     """Meaning of `mwm.ops.sample_active`: strata int64 [B, L], amounts int64 [B, S], weights int64 [B, L] -> bool [B, L]."""
-    batch, patches = strata.shape
+    patches = strata.shape[1]
     kinds = amounts.shape[1]
     if strata.numel() and (int(strata.min()) < 0 or int(strata.max()) >= kinds):
         raise ValueError(f"sample_active: strata must lie in [0, {kinds}), got {int(strata.min())} to {int(strata.max())}.")

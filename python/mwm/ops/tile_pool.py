@@ -150,7 +150,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, active, coords, slots, geometry, pad_value, backend = inputs
+    x, active, coords, slots, geometry, _, backend = inputs
     taps = output[1]
     ctx.mark_non_differentiable(taps)
     ctx.set_materialize_grads(False)

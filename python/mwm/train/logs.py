@@ -29,7 +29,7 @@ class RunLogs:
         cut_csv(self.path, keep)
         cut_events(board, keep)
         with _writing("metrics.csv"):
-            self._file = open(self.path, "a", newline="")  # noqa: SIM115  stays open as long as the run
+            self._file = open(self.path, "a", newline="")
             self._board = SummaryWriter(str(board))
 
     def row(self, values: dict[str, float | int]) -> None:
