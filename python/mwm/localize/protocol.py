@@ -62,7 +62,17 @@ def check_images(images: Any, prompts: Any, name: str) -> None:
 
 
 def default_device(device: Any = None) -> torch.device:
-    """The device asked for, or the first CUDA device where there is one, else the CPU."""
+    """The device asked for, or the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is unknown, or not there.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"localize: device must be cpu, cuda or cuda:N, got {device!r}.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"localize: device must be present, got {str(device)!r} on a machine without CUDA. Use cpu.")
+    return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 OPTIMIZERS = ("lamb", "adamw")
 PRECISIONS = ("fp32", "bf16", "fp16")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 MASKS = ("auto", "region", "uniform", "matched")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "threads", "panel_every", "panel_images", "log_every",
@@ -38,7 +40,7 @@ class PretrainConfig:
     images: str = _help("", "folder, glob, text list or index CSV of the images")
     out: str = _help("", "folder of the run; must not exist, unless overwrite or resume")
     encoder: str = _help("resnet50", 'a timm name, or "torchvision/NAME"')
-    regions: str | None = _help(None, "folder of regions (made by `mwm localize`) or of masks with the images' names")
+    regions: str | None = _help(None, "folder of regions (made by `mwm localize`) or of masks with the images' names; or masks: the column mask of the index CSV")
     prompt: str | None = _help(None, "what to mask more, in words; localized before training")
     localizer: str = _help("tiny", "name of the localizer that reads the prompt")
     localizer_checkpoint: str | None = _help(None, "folder or hub name of the localizer's weights")
@@ -95,6 +97,8 @@ class PretrainConfig:
         for name in ("images", "out", "regions"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
+        if self.read is not None and not isinstance(self.read, dict):
+            raise TrainError(f"pretrain: read must be a mapping of settings such as {{aspect: crop}}, got {self.read!r}.")
         object.__setattr__(self, "read", dict(self.read or {}))
         for name in ("image_size", "crop_scale"):
             if isinstance(getattr(self, name), list):
@@ -155,12 +159,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise TrainError(f"config: the file must be readable, got {error.strerror}: {path}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise TrainError(f"config: {path} must be a YAML text, got bytes that are no text. Check the path.") from error
     except yaml.YAMLError as error:
         raise TrainError(f"config: {path} must be YAML, got {str(error).splitlines()[0]}. Write `name: value` lines.") from error
     if not isinstance(values, dict):
         raise TrainError(f"config: {path} must hold `name: value` lines, got {type(values).__name__}.")
     values.pop("resolved", None)
-    return values
+    return {name: _as_number(value) for name, value in values.items()}
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 (without a point) as text; everybody means the number."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +199,8 @@ def _check(config: PretrainConfig) -> None:
 
     need(config.images, "images", "a folder, glob, text list or index CSV")
     need(config.out, "out", "the folder of the run")
+    for name in ("images", "out", "encoder", "intensity", "device"):
+        need(isinstance(getattr(config, name), str), name, "a text", "Put it in quotes.")
     need(not (config.overwrite and config.resume), "resume", "left out together with overwrite", "Continue the run or replace it.")
     need(isinstance(config.image_size, int) or (isinstance(config.image_size, tuple) and len(config.image_size) == 2), "image_size",
          "one number or (height, width)")

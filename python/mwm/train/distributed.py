@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +58,14 @@ def start(device: str = "auto", backend: str | None = None) -> World:
         This process's world. Without torchrun's variables its size is 1 and no process group exists.
 
     Raises:
-        ValueError: torchrun's variables are incomplete, or there are more local processes than GPUs.
+        ValueError: the device is unknown or not there, torchrun's variables are incomplete, or there are more local processes than GPUs.
     """
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), _local_device(kind, dist.get_world_size()))
     if size == 1:
-        return World(0, 1, torch.device(kind))
+        return World(0, 1, _local_device(kind, 1))
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(f"distributed: WORLD_SIZE is {size}, but {', '.join(missing)} is not set. Start the processes with torchrun.")
@@ -76,8 +77,14 @@ def start(device: str = "auto", backend: str | None = None) -> World:
 
 
 def _local_device(kind: str, size: int) -> torch.device:
+    try:
+        device = torch.device(kind)
+    except RuntimeError as error:
+        raise ValueError(f"distributed: device must be auto, cpu, cuda or cuda:N, got {kind!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"distributed: device must be present, got {kind!r} on a machine without CUDA. Use cpu.")
     if size == 1 or kind != "cuda":
-        return torch.device(kind)
+        return device
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
         raise ValueError(
@@ -129,6 +136,8 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
     # Running statistics are equal on all ranks already, see sync_batch_norm.
     wrapped = DistributedDataParallel(module, device_ids=devices, **_NO_BUFFERS)
     wrapped.register_comm_hook(world, _mean_in_rank_order)
+    # Strides of axes of length 1 mean nothing, but torch compares them; said once per process, in three lines.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     return wrapped
 
 

@@ -183,7 +183,7 @@ def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise TrainError(f"load_encoder: {path.parent.name}/{path.name} must be an encoder written by mwm pretrain, got {error}. Give the run's "
+        raise TrainError(f"load_encoder: {path} must be an encoder written by mwm pretrain, got {error}. Give the run's "
                          "folder; a run that is not finished has none yet (mwm pretrain --resume).") from error
     if "encoder" not in metadata or "preprocessing" not in metadata:
         raise TrainError(f"load_encoder: {path.parent.name}/{path.name} must carry the metadata that mwm pretrain writes, got none. Give a run's folder.")

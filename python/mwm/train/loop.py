@@ -210,6 +210,12 @@ class _Trainer:
         if not path.exists():
             return
         state = checkpoint.load(path)
+        ours = self.config.to_dict()
+        differ = [name for name, value in state["settings"].items() if ours.get(name) != value]
+        if differ or state["image_list"] != self.prepared.image_list:  # shapes alone do not tell two models of one family apart
+            what = f"{differ[0]} is {state['settings'][differ[0]]!r} there and {ours.get(differ[0])!r} in config.yaml" if differ else "it has seen other images"
+            raise TrainError(f"checkpoint: {path.parent.name}/{path.name} belongs to another run ({what}). Restore the run's own files, or start anew with "
+                             "--overwrite.")
         checkpoint.load_into(self.model, state["model"], f"{path.parent.name}/{path.name}")
         if state["schedule"] != asdict(self.schedule):
             raise TrainError(f"pretrain: {path.parent.name}/{path.name} follows another schedule than config.yaml says. Restore the run's own files, or start "
