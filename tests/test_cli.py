@@ -123,6 +123,23 @@ def test_preview_draws_a_gallery_and_prints_the_statistics(images: Path, tmp_pat
         assert picture.width > 600
 
 
+def test_the_page_of_a_preview_names_no_folder_of_the_user(images: Path, tmp_path: Path) -> None:
+    patient = tmp_path / "JANE_DOE"
+    shutil.copytree(images / "images", patient)
+    assert main(["preview", str(patient), f"--regions={images / 'masks'}", "--image-size", "64", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "preview.html").read_text()
+    assert "JANE_DOE" not in page and str(tmp_path) not in page
+    assert "mwm preview IMAGES --regions=REGIONS --image-size 64 --out OUT" in page
+
+
+def test_a_warning_is_one_line_without_the_place_in_our_code(images: Path, tmp_path: Path) -> None:
+    regions = tmp_path / "regions"
+    run("localize", images / "images", "--localizer", "maps", "--maps", images / "masks", "--out", regions, "--intensity", "minmax")
+    done = run("preview", images / "images", "--regions", regions, "--image-size", "64", "--out", tmp_path / "out")
+    told = [line for line in done.stderr.splitlines() if "intensity" in line]
+    assert told and all(line.startswith("mwm: warning: ") for line in told) and "UserWarning" not in done.stderr
+
+
 def test_preview_warns_with_the_remedy_where_regions_are_smaller_than_a_patch(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -190,6 +207,13 @@ def test_finetune_probes_a_run(images: Path, trained: Path, tmp_path: Path) -> N
     (("localize", "images", "--prompt", "a purple giraffe"), "giraffe"),
     (("localize", "images", "--prompt", "lungs", "--localizer", "huge"), "huge"),
     (("localize", "images", "--prompt", "lungs", "--threshold", "3"), "threshold"),
+    (("localize", "images", "--localizer", "maps", "--maps", "masks", "--out", "images"), "holds other files"),
+    (("localize", "images", "--prompt", "lungs", "--device", "teapot"), "cpu, cuda"),
+    (("pretrain", "images", "--mask-ratio", "0.5", "--out", "bad", "--device", "teapot"), "cpu, cuda"),
+    (("pretrain", "images", "--regions", "masks", "--prompt", "lungs", "--out", "bad"), "got both"),
+    (("pretrain", "images", "--regions", "masks", "--expand", "1.2", "--out", "bad"), "--expand"),
+    (("preview", "images", "--regions", "masks", "--prompt", "lungs"), "got both"),
+    (("preview", "images", "--regions", "masks", "--threshold", "0.2"), "--threshold"),
     (("finetune", "nowhere", "labelled"), "nowhere"),
     (("finetune", "labelled", "labelled"), "labelled"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else None)
@@ -239,6 +263,7 @@ def test_ctrl_c_ends_in_one_sentence_and_leaves_a_whole_run(images: Path, tmp_pa
     (PermissionError(errno.EACCES, "Permission denied", "run"), "no permission: run"),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "scan.png"), "no such file or folder: scan.png"),
     (ValueError("Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  …\nmwm.data.errors.DataError: read: a.png is truncated."), "read: a.png is truncated."),
+    (FileExistsError(errno.EEXIST, "File exists", "regions"), "choose another path"),
     (MemoryError(), "the memory does not suffice"),
 ], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None)
 def test_errors_of_the_machine_become_sentences_with_a_remedy(error: Exception, words: str) -> None:

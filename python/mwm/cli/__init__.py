@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug and argv is None:
+        warnings.showwarning = _one_line
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -55,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return report(error)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None) -> None:
+    """A warning as the sentence it is, without the place in our code."""
+    print(f"mwm: warning: {message}", file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -48,6 +48,8 @@ def _file_error(error: OSError) -> str:
         return f"no permission{where}. Choose another folder or change its permissions."
     if error.errno == errno.ENOENT:
         return f"there is no such file or folder{where}. Check the path."
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return f"{error.strerror.lower()}{where}. A folder is needed where a file is, or the other way round: choose another path."
     if error.strerror:
         return f"{error.strerror.lower()}{where}."
     return str(error)

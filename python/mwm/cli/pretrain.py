@@ -39,6 +39,11 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     refine = refining(given)
     for name in REFINING:
         given.pop(name, None)
+    if given.get("prompt") is not None and given.get("regions") is not None:
+        raise ValueError("pretrain: one of prompt and regions must be given, got both. Leave out --regions to localize the prompt, or --prompt to take the regions.")
+    if refine and (given.get("regions") is not None or given.get("resume")):
+        flag = next(iter(refine)).replace("_", "-")
+        raise ValueError(f"pretrain: --{flag} must go with a prompt that is localized now, got finished regions. Give it to mwm localize.")
     geometry = {name: given.pop(name) for name in GEOMETRY if name in given}
     if geometry:
         given["read"] = geometry

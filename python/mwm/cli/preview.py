@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Images, regions or prompt, policy, grid."""
     parser.add_argument("images", metavar="IMAGES", help="folder, glob, text list or index CSV")
     parser.add_argument("--prompt", metavar="TEXT", help="what to mask more, in words")
-    parser.add_argument("--regions", metavar="FOLDER", help="regions made by `mwm localize`, or masks with the images' names, instead of a prompt")
+    parser.add_argument("--regions", metavar="FOLDER", help="regions made by `mwm localize`, or masks with the images' names, or the word masks: the column mask of the index CSV; instead of a prompt")
     parser.add_argument("--out", metavar="FOLDER", default="preview", help="where the gallery goes (default: preview)")
     parser.add_argument("--count", type=int, metavar="N", default=8, help="images in the gallery (default: 8)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="N", default=[224], help="edge, or height and width, in pixels (default: 224)")
@@ -69,6 +69,10 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         raise ValueError("preview: image_size must be one number or two (height width), and count at least 1. See `mwm preview --help`.")
     size = (options.image_size[0], options.image_size[-1])
     grid, policy = grid_of(size, options.patch_size), policy_of(options)
+    if options.regions is not None and options.prompt is not None:
+        raise ValueError("preview: one of prompt and regions must be given, got both. Leave one out.")
+    if options.regions is not None and (refine := refining(vars(options))):
+        raise ValueError(f"preview: --{next(iter(refine)).replace('_', '-')} must go with a prompt, got finished regions. Give it to mwm localize.")
     if options.regions is None and options.prompt is None and policy.needs_region:
         raise ValueError('preview: a prompt or regions must be given, got neither. Add --prompt "both lungs" or --regions FOLDER, or use --policy uniform.')
     import torch
@@ -89,7 +93,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         except DataError as error:
             if given.get("strict"):
                 raise
-            skipped.append(f"{record.name}: {error}")
+            skipped.append(str(error))
     if not samples:
         raise ValueError(f"preview: images must hold at least one readable file, got {len(skipped)} unreadable ones (first: {skipped[0]}).")
     ids = torch.tensor([records[index].id for index, _ in samples])
@@ -104,8 +108,19 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     shown = [dataset[samples[k][0]] for k in chosen]
     active = policy(torch.stack([s["region"] for s in shown]), grid=grid, seed=options.seed, ids=ids[chosen], epoch=0)
     sheet = _gallery(shown, active, survey.inside[chosen])
-    _write(options, sheet, format_statistics(statistics), statistics.warnings, len(samples), shlex.join(["mwm", *words]))
+    _write(options, sheet, format_statistics(statistics), statistics.warnings, len(samples), _nameless(options, words))
     return 0
+
+
+def _nameless(options: argparse.Namespace, words: list[str]) -> str:
+    """The command for a page that may be shared: folder names can be patients' names."""
+    places = {value: word for value, word in ((options.images, "IMAGES"), (options.regions, "REGIONS"), (options.out, "OUT"),
+                                              (vars(options).get("checkpoint"), "CHECKPOINT")) if value}
+    shown = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        shown.append(f"{flag}={places[value]}" if equals and value in places else places.get(word, word))
+    return shlex.join(["mwm", *shown])
 
 
 def _localized(given: dict[str, Any], out: Path) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mwm.data import DataError, ReadSettings, Record, RegionCache, SkippedFiles, content_digest, read_image, read_list
+from mwm.data.regions import INDEX
 from mwm.localize.protocol import Localizer, UnsupportedImage
 from mwm.localize.refine import RefineSettings, refine
 from mwm.localize.registry import create_localizer
@@ -101,6 +102,7 @@ def localize_folder(
     read = replace(read or ReadSettings(), size=None)  # regions keep the size of the file; data sets bring both to size
     if batch_size < 1:
         raise ValueError(f"localize: batch_size must be at least 1, got {batch_size}.")
+    _check_out(Path(out).expanduser())
     records = list(read_list(images, split=split, root=root, settings=read))
     _check_prompts(records, prompt, localizer)
     cache = RegionCache(out)
@@ -122,6 +124,15 @@ def localize_folder(
         if Path(out).is_dir():
             run.skipped.write(Path(out) / "skipped.csv")
     return run.report(Path(out))
+
+
+def _check_out(folder: Path) -> None:
+    """Regions belong in a folder of their own: poured over a run they would replace its list of skipped files."""
+    if not folder.is_dir() or (folder / INDEX).is_file():
+        return
+    # What an interrupted first call leaves: folders of two letters, no index yet.
+    if any(path.name != "skipped.csv" and not (len(path.name) == 2 and path.is_dir()) for path in folder.iterdir()):
+        raise DataError(f"localize: out must be a new folder or one of regions, got {folder}, which holds other files. Choose another --out.")
 
 
 class _Run:
@@ -214,7 +225,7 @@ class _Run:
     def report(self, out: Path) -> LocalizeReport:
         """The report, or one sentence where the whole run was in vain."""
         if not self.areas:
-            reason = self.refused[-1] if self.refused else f"no image could be read; see {out / 'skipped.csv'}"
+            reason = self.refused[-1] if self.refused else f"each one was skipped, for reasons that {out / 'skipped.csv'} lists. Look there first."
             raise ValueError(f"localize: no image has a region: {reason}")
         empty = sum(area == 0 for area in self.areas)
         if empty >= NOTHING_FOUND * len(self.areas):
