@@ -64,6 +64,13 @@ def test_loss_is_zero_with_zero_gradient_where_nothing_is_hidden() -> None:
     assert predicted.grad.abs().max() == 0
 
 
+def test_an_empty_batch_gives_no_loss_and_no_warning() -> None:
+    predicted = torch.zeros(0, 1, 8, 12, requires_grad=True)
+    terms = masked_patch_loss(predicted, torch.zeros(0, 1, 8, 12), torch.zeros(0, 2, 3, dtype=torch.bool), 4)
+    terms.mean().backward()
+    assert terms.mean().item() == 0.0 and terms.hidden.item() == 0.0 and predicted.grad.shape == predicted.shape
+
+
 def test_half_precision_predictions_give_a_float32_loss() -> None:
     images, predicted, active = _case()
     assert masked_patch_loss(predicted.bfloat16(), images.float(), active, 8).mean().dtype == torch.float32

@@ -164,6 +164,24 @@ def test_patches_need_not_be_a_power_of_two() -> None:
     assert result.worst < 1e-7, result.where
 
 
+def test_a_mask_written_to_after_packing_changes_no_number_in_silence() -> None:
+    images, active = torch.rand(1, 2, 8, 8) - 2, torch.tensor([[[True, True], [False, False]]])
+    first = mwm.pack(images, active)
+    expected = first.amax((2, 3))
+    active.logical_not_()
+    assert torch.equal(first.amax((2, 3)), expected) and (expected < 0).all()
+    with pytest.raises(mwm.sparse.PackedError, match="different masks"):
+        first + mwm.pack(images, active)
+
+
+def test_packed_by_hand_needs_tiles_and_their_plan() -> None:
+    plan = mwm.pack(torch.zeros(1, 1, 8, 8), torch.ones(1, 2, 2, dtype=torch.bool)).plan
+    assert mwm.Packed(torch.zeros(4, 3, 2, 2), plan).unpack().shape == (1, 3, 4, 4)
+    for tiles, place, error in (([1], plan, TypeError), (torch.zeros(4, 1, 4, 4), None, TypeError), (torch.zeros(3, 1, 4, 4), plan, ValueError)):
+        with pytest.raises(error, match="Packed: "):
+            mwm.Packed(tiles, place)
+
+
 def test_operands_of_other_masks_strides_or_dense_maps_are_refused() -> None:
     x, other = batch(), batch(count=3)
     with pytest.raises(TypeError, match="different masks"):

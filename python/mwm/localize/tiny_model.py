@@ -72,6 +72,7 @@ class ImageEncoder(nn.Module):
         self.out = nn.Conv2d(24, 4 * FEATURES, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 1, SIZE, SIZE] -> (map of features, logits of the modality)"""
         s0 = self.stage0(x)
         s1 = self.stage1(s0)
         s2 = self.stage2(s1)

@@ -62,6 +62,9 @@ def patch_moments(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
         Mean and variance, each broadcastable against `split_patches`. [B, 1, Gh, 1, Gw, 1]
     """
     patches = split_patches(images, patch_size)
+    if not len(images):  # torch warns of a variance over no image
+        none = patches.sum((1, 3, 5), keepdim=True)
+        return none, none
     variance, mean = torch.var_mean(patches, dim=(1, 3, 5), correction=0, keepdim=True)
     return mean, variance
 

@@ -52,13 +52,20 @@ def map_of(function: Callable, x: Any) -> Packed:
 def same_places(function: Callable, x: Packed, lead: Packed) -> None:
     """Refuse unless the two are tiles of the same mask, axes and stride."""
     settled(function, x)
-    if x._plan is not lead._plan and x._plan.active is not lead._plan.active:
+    if x._plan is not lead._plan and not _same_mask(x._plan, lead._plan):
         raise refuse(function, "its arguments were packed with different masks", "Pack once and share the plan.")
     if x._axes != lead._axes:
         raise refuse(function, f"its arguments have different axes, {lead._axes} and {x._axes}")
     for axis, mine, other in zip(lead._axes, lead._data.shape, x._data.shape, strict=True):
         if axis in "HW" and mine != other:
             raise ValueError(f"mwm.Packed: maps of different strides cannot be combined, got tiles of edge {mine} and {other}.")
+
+
+def _same_mask(one: TilePlan, other: TilePlan) -> bool:
+    if one.active is not other.active:
+        return False
+    # The tensor may have been written to between the two calls of pack; traced code cannot look.
+    return torch.compiler.is_compiling() or torch.equal(one.coords, other.coords)
 
 
 def aligned(function: Callable, value: Any, lead: Packed) -> Any:

@@ -47,10 +47,13 @@ class Packed:
         plan: where the T tiles lie.
 
     Raises:
+        TypeError: `tiles` is no tensor, or `plan` no plan.
         ValueError: the tiles do not belong to the plan.
     """
 
     def __init__(self, tiles: Tensor, plan: TilePlan) -> None:
+        if not isinstance(tiles, Tensor) or not isinstance(plan, TilePlan):
+            raise TypeError(f"Packed: tiles must be a tensor and plan a TilePlan, got {type(tiles).__name__} and {type(plan).__name__}. mwm.pack makes both.")
         if tiles.dim() != 4 or tiles.shape[2] != tiles.shape[3]:
             raise ValueError(f"Packed: tiles must be [T, C, t, t], got {list(tiles.shape)}.")
         if tiles.shape[0] != plan.coords.shape[0]:

@@ -29,6 +29,7 @@ class PooledFeatures(nn.Module):
             self.body = self.features = nn.Sequential(*(part for _, part in parts[: names.index("avgpool")]))
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, K], the last map averaged over positions"""
         y = self.features(images)
         if y.ndim != 4:
             raise TransferError(f"finetune: features of the encoder must be maps [B, K, H, W], got {list(y.shape)}. Leave out --linear-probe.")
