@@ -128,6 +128,8 @@ def test_refusals_name_function_and_module() -> None:
         mwm.sparsify(timm.create_model("test_vit"))
     with pytest.raises(TypeError, match="unfold"):
         F.unfold(batch(), 3)
+    with pytest.raises(mwm.sparse.PackedError, match=r"normalize.* dimensions \(2, 3\)"):
+        F.normalize(batch(), dim=(2, 3))
     with pytest.raises(TypeError, match=r"nn\.Module"):
         mwm.sparsify("resnet50")
 

@@ -120,6 +120,10 @@ def channel_axis(function: Callable, x: Packed, dim: Any) -> int:
     """The dimension number, refused unless it runs over channels."""
     if dim is None:
         raise refuse(function, "without a dimension it reaches over positions", "Name the channel dimension.")
+    if isinstance(dim, list | tuple):
+        if len(dim) != 1:
+            raise refuse(function, f"of dimensions {tuple(dim)} more than one would be reduced", "Name the channel dimension alone.")
+        dim = dim[0]
     axis = axis_of(x, dim)
     if x._axes[axis] != "C":
         meaning = {"T": "images", "H": "rows", "W": "columns"}[x._axes[axis]]
