@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,11 @@ def test_unknown_names_and_settings_are_refused() -> None:
         mwm.create_localizer("sam")
     with pytest.raises(TypeError, match="settings of clipseg must be among batch_size, offline, got sigma"):
         mwm.create_localizer("clipseg", checkpoint="a/b", sigma=1)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "*")
+    began = time.monotonic()
+    assert "neither a local folder nor could it be fetched" in _refusal(checkpoint="nobody-here/no-such-clipseg")
+    assert time.monotonic() - began < 15, "the hub's client retries for half a minute"
