@@ -199,6 +199,7 @@ def test_finetune_probes_a_run(images: Path, trained: Path, tmp_path: Path) -> N
     (("pretrain", "images", "--regions", "masks"), "out must be"),
     (("pretrain", "--config", "nofile.yaml", "--out", "bad"), "nofile.yaml"),
     (("pretrain", "--resume", "--out", "nothing"), "nothing"),
+    (("pretrain", "--resume"), "--out RUN"),
     (("preview", "images"), "prompt"),
     (("preview", "images", "--regions", "masks", "--patch-size", "30"), "patch_size must divide"),
     (("preview", "images", "--policy", "uniform", "--mask-ratio", "1.5"), "[0, 1)"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mwm import view
 from mwm.view.chart import labels, ticks
-from mwm.view.pixels import HIDDEN_RGB, REGION_RGB, to_rgb
+from mwm.view.pixels import HIDDEN_RGB, REGION_RGB, font, to_rgb
 
 
 def _image(channels: int = 1, height: int = 64, width: int = 96) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_gallery_writes_the_hidden_shares_and_a_dash_where_there_is_no_region() 
     shares = np.array([[0.8, 0.4, 0.6], [np.nan, 0.5, 0.5]])
     sheet = view.gallery([_image(), _image()], np.zeros((2, 64, 96)), np.ones((2, 2, 3), bool), ["a", "b"], shares=shares)
     captions = [cells[-1].caption for _, cells in sheet.rows]
-    assert "80 % inside, 40 % outside" in captions[0] and "– inside" in captions[1]
+    assert "80 % inside, 40 % outside" in captions[0] and "hidden: - inside" in captions[1]
 
 
 def test_confusion_matrix_refuses_names_that_do_not_fit() -> None:
@@ -135,3 +135,10 @@ def test_save_leaves_the_old_file_when_writing_fails(tmp_path) -> None:
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
     with Image.open(target) as kept:
         assert kept.size == (288, 192)
+
+
+def test_a_share_that_does_not_exist_is_drawn_with_a_letter_that_the_typeface_has() -> None:
+    typeface = font(14)
+    absent = bytes(typeface.getmask("\uffff"))
+    for letter in view.percent(float("nan")) + view.percent(0.5):
+        assert bytes(typeface.getmask(letter)) != absent, f"{letter!r} would be drawn as a box"

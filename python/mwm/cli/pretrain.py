@@ -47,6 +47,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     geometry = {name: given.pop(name) for name in GEOMETRY if name in given}
     if geometry:
         given["read"] = geometry
+    if given.get("resume") and file is None and not given.get("out"):
+        raise ValueError("pretrain: out must be the folder of the run to continue, got none. Add --out RUN.")
     if given.get("resume") and file is None and given.get("out"):
         config = PretrainConfig.from_run(given["out"], **given)
     elif file is not None:

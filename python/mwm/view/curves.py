@@ -131,7 +131,7 @@ def share_bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, x_lab
             exists = share == share
             chart.box(left, y, at(share) - left if exists else 0, bar, f"s{names.index(name) % 5}", 0.9)
             chart.text(left - 10, y + bar / 2, name, anchor="end", size=12)
-            chart.text((at(share) if exists else left) + 8, y + bar / 2, f"{100 * share:.0f} %" if exists else "–", colour="ink", size=12)
+            chart.text((at(share) if exists else left) + 8, y + bar / 2, f"{100 * share:.0f} %" if exists else "-", colour="ink", size=12)
             y += bar + 4
         y += gap
     chart.text((left + width - right) / 2, height - 7, x_label, anchor="middle", size=12)

@@ -160,8 +160,8 @@ def reconstruction_panel(images: object, active: object, reconstruction: object,
 
 
 def percent(share: float) -> str:
-    """A share as whole per cent; a dash where there is none."""
-    return "–" if share != share else f"{round(100 * float(share))} %"
+    """A share as whole per cent; a dash where there is none (a hyphen: Pillow's typeface draws a box for any other)."""
+    return "-" if share != share else f"{round(100 * float(share))} %"
 
 
 def _scaled(image: Image.Image, width: int) -> Image.Image:
