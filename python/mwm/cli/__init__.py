@@ -26,6 +26,8 @@ COMMANDS = {
     "bench": "measure the kernels on this machine",
 }
 
+_WARNED: set[str] = set()
+
 USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "bench": "[NAME] "}
 
 
@@ -61,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None) -> None:
-    """A warning as the sentence it is, without the place in our code."""
-    print(f"mwm: warning: {message}", file=sys.stderr)
+    """A warning as the sentence it is, once, without the place in our code; under torchrun, of the first process alone."""
+    text = f"mwm: warning: {message}\n"
+    if text not in _WARNED and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(text)
+    _WARNED.add(text)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -13,7 +13,8 @@ def report(error: Exception) -> int:
     """Print the sentence on stderr; returns the exit code."""
     words, code = sentence(error)
     rank = os.environ.get("RANK")  # under torchrun: who says it
-    print(f"mwm: {words}" if rank is None else f"mwm: [process {rank}] {words}", file=sys.stderr)
+    # One write, so that two processes cannot run into one line.
+    sys.stderr.write(f"mwm: {words}\n" if rank is None else f"mwm: [process {rank}] {words}\n")
     return code
 
 

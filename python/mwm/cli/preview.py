@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Images, regions or prompt, policy, grid."""
     parser.add_argument("images", metavar="IMAGES", help="folder, glob, text list or index CSV")
     parser.add_argument("--prompt", metavar="TEXT", help="what to mask more, in words")
-    parser.add_argument("--regions", metavar="FOLDER", help="regions made by `mwm localize`, or masks with the images' names, or the word masks: the column mask of the index CSV; instead of a prompt")
+    parser.add_argument("--regions", metavar="FOLDER", help=
+                        "instead of a prompt: regions made by `mwm localize`, masks with the images' names, or the word masks (the column mask of the index CSV)")
     parser.add_argument("--out", metavar="FOLDER", default="preview", help="where the gallery goes (default: preview)")
     parser.add_argument("--count", type=int, metavar="N", default=8, help="images in the gallery (default: 8)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="N", default=[224], help="edge, or height and width, in pixels (default: 224)")
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
     dataset = PretrainDataset(records, read, regions, None)
     samples, skipped = [], []
-    for index, record in enumerate(tqdm(records, desc="reading images", unit="img", dynamic_ncols=True)):
+    for index in tqdm(range(len(records)), desc="reading images", unit="img", dynamic_ncols=True):
         try:
             samples.append((index, dataset[index]["region"]))
         except DataError as error:
