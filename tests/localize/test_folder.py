@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mwm.data import PretrainDataset, ReadSettings, open_regions, read_list
-from mwm.localize import RefineSettings, UnsupportedImage, localize_folder
 from PIL import Image
 from torch import Tensor
+
+from mwm.data import PretrainDataset, ReadSettings, open_regions, read_list
+from mwm.localize import RefineSettings, UnsupportedImage, localize_folder
 
 
 class Bright:

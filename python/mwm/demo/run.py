@@ -23,7 +23,6 @@ from mwm.masking import Policy, stack_inside
 from mwm.view import Chart, save
 
 
-
 @dataclass(frozen=True)
 class DemoConfig:
     """Settings of the demo.

@@ -21,8 +21,6 @@ _CONCEPT_OF = {word: concept for concept, words in CONCEPTS.items() for word in 
 TOKENS: tuple[str, ...] = ("<pad>", *sorted(_CONCEPT_OF))
 _TOKEN_IDS = {token: k for k, token in enumerate(TOKENS)}
 
-_NEEDS_NOUN = {"pulmonary"}
-
 
 def words_of(prompt: str) -> list[str]:
     """Lower-case words of a prompt; "X-ray" is one word, digits and a possessive 's are dropped, aliases replaced."""

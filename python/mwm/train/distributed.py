@@ -141,7 +141,7 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
     return wrapped
 
 
-def _mean_in_rank_order(world, bucket):  # noqa: ANN001, ANN202 - torch refuses hooks whose annotations are strings
+def _mean_in_rank_order(world, bucket):
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(sum_over_ranks(bucket.buffer(), world).div_(world.size))
     return done

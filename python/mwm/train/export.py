@@ -181,7 +181,7 @@ def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, SafetensorError) as error:
         raise TrainError(f"load_encoder: {path} must be an encoder written by mwm pretrain, got {error}. Give the run's "
                          "folder; a run that is not finished has none yet (mwm pretrain --resume).") from error
