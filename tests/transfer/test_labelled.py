@@ -127,3 +127,11 @@ def test_class_with_one_patient_cannot_be_divided(tmp_path: Path) -> None:
     rows = [row for row in rows_with_patients(12) if row["label"] == "across" or row["patient"] == "p00"]
     with pytest.raises(TransferError, match="class 'along' must have at least two patients"):
         read_labelled(write_index(tmp_path, rows))
+
+
+def test_class_that_only_the_test_split_holds_is_refused_as_such(tmp_path: Path) -> None:
+    rows = [row for row in with_splits(rows_with_patients()) if row["split"] != "val"]
+    typo = next(row for row in rows if row["split"] == "test")
+    rows = [row | {"label": "alogn"} if row is typo else row for row in rows]
+    with pytest.raises(TransferError, match="class 'alogn' must have training images, got none"):
+        read_labelled(write_index(tmp_path, rows))

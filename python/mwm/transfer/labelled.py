@@ -154,6 +154,9 @@ def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float,
     taken: set[str] = set()
     for label in range(len(classes)):
         units = sorted(unit for unit, of in first.items() if of == label)
+        if not units:
+            raise TransferError(f"finetune: class {classes[label]!r} must have training images, got none (a typing error in the test labels?). Add some, or "
+                                "leave the class out with --labels.")
         if len(units) < 2:
             raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {len(units)}. "
                                 "Give splits in an index CSV, or add patients.")
