@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_model_is_refused(settings: dict[str, Any]) -> N
     run = pretrain(PretrainConfig(**short))
     other = pretrain(PretrainConfig(**{**short, "decoder_width": 64, "out": settings["out"] + "2"}))
     shutil.copy(other / checkpoint.NAME, run / checkpoint.NAME)
-    with pytest.raises(TrainError, match="belongs to another model"):
+    with pytest.raises(TrainError, match=r"belongs to another run \(decoder_width is 64 there and 32"):
         pretrain(PretrainConfig(**short, resume=True))
 
 
