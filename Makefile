@@ -4,7 +4,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 STAMP   = $(VENV)/.mwm-installed
 
-.PHONY: demo test install clean
+.PHONY: demo test sanitize install clean
 
 install: $(STAMP)
 
@@ -19,6 +19,10 @@ demo: install
 
 test: install
 	$(PY) -m pytest
+
+sanitize: install
+	$(PY) -m pip install --quiet pybind11 cmake ninja
+	PYTHON=$(PY) scripts/sanitize.sh
 
 clean:
 	rm -rf build dist $(STAMP)

@@ -11,10 +11,16 @@ namespace mwm {
 #define MWM_DECLARE(isa) namespace isa { extern const Kernels kKernels; }
 #ifdef MWM_HAS_avx512bf16
 MWM_DECLARE(avx512bf16)
+#endif
+#ifdef MWM_HAS_avx512
 MWM_DECLARE(avx512)
+#endif
+#ifdef MWM_HAS_avx2
 MWM_DECLARE(avx2)
 #endif
+#ifdef MWM_HAS_portable
 MWM_DECLARE(portable)
+#endif
 #undef MWM_DECLARE
 
 namespace {
@@ -29,11 +35,17 @@ const Choice kChoices[] = {
 #ifdef MWM_HAS_avx512bf16
     {"avx512bf16", &avx512bf16::kKernels, [] { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
                                                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"); }},
+#endif
+#ifdef MWM_HAS_avx512
     {"avx512", &avx512::kKernels, [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"); }},
+#endif
+#ifdef MWM_HAS_avx2
     {"avx2", &avx2::kKernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
+#ifdef MWM_HAS_portable
     {"portable", &portable::kKernels, [] { return true; }},
+#endif
 };
 
 const Choice* best() {

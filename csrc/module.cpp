@@ -8,6 +8,12 @@
 
 namespace py = pybind11;
 
+#ifdef MWM_SANITIZE
+namespace mwm {
+bool run_known_bad(const char* name, const View& x, const View& out);  // tests/sanitize/known_bad.cpp
+}
+#endif
+
 namespace pybind11::detail {
 
 // (address, shape, strides, dtype code), or None.
@@ -80,5 +86,8 @@ PYBIND11_MODULE(_core, module) {
   module.def("set_isa", [](const char* name) { return mwm::set_isa(name); });
   module.def("thread_runtime", [] { return mwm::thread_runtime(); });
   module.def("set_thread_runtime", [](const char* name) { return mwm::set_thread_runtime(name); });
+#ifdef MWM_SANITIZE
+  module.def("known_bad", [](const char* name, const mwm::View& x, const mwm::View& out) { return mwm::run_known_bad(name, x, out); });
+#endif
   mwm::thread_runtime();  // Looks the OpenMP runtime up now, after torch and before any fork.
 }
