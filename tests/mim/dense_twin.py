@@ -50,7 +50,18 @@ def _layer_norm(x: Tensor, mask: Tensor, norm: nn.LayerNorm) -> Tensor:
     return (y * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)) * mask
 
 
-def twin_loss(model: nn.Module, images: Tensor, active: Tensor) -> Tensor:
+def _decode_hidden(decoder: nn.Module, levels: list[Tensor | None], active: Tensor) -> Tensor:
+    """Blocks that know nothing of visible places but what the levels hold: every layer's output times the hidden mask."""
+    x = torch.zeros_like(levels[0])
+    for level, (double, first, norm, act, second, last_norm) in zip(levels, decoder.blocks, strict=True):
+        y = double(x if level is None else x + level)
+        mask = _expand(~active, y)
+        y = act(_visible_norm(first(y * mask) * mask, mask, norm)) * mask
+        x = _visible_norm(second(y) * mask, mask, last_norm)
+    return decoder.pixels(x)
+
+
+def twin_loss(model: nn.Module, images: Tensor, active: Tensor, decode: str = "dense") -> Tensor:
     """The loss of `model(images, active)`, mask by multiplication, patches by a loop."""
     x = images * _expand(active, images)
     maps = []
@@ -66,9 +77,12 @@ def twin_loss(model: nn.Module, images: Tensor, active: Tensor) -> Tensor:
         mask = _expand(active, x)
         x = _layer_norm(x, mask, part.norm) if isinstance(part.norm, nn.LayerNorm) else _visible_norm(x, mask, part.norm.norm)
         dense[stride] = part.project(x + part.mask_token * ~mask)
-    y = model.decoder.blocks[0](dense[8])
-    y = model.decoder.blocks[1](y + dense[4])
-    y = model.decoder.pixels(model.decoder.blocks[2](y))
+    if decode == "hidden":
+        y = _decode_hidden(model.decoder, [dense[8], dense[4], None], active)
+    else:
+        y = model.decoder.blocks[0](dense[8])
+        y = model.decoder.blocks[1](y + dense[4])
+        y = model.decoder.pixels(model.decoder.blocks[2](y))
     p, errors = model.patch_size, []
     for b, i, j in (~active).nonzero().tolist():
         window = (b, slice(None), slice(i * p, (i + 1) * p), slice(j * p, (j + 1) * p))

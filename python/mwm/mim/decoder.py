@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mwm.ops import TilePlan, pack_tiles
+from mwm.sparse import Packed
+
 
 class DecoderBlock(nn.Sequential):
     """Double the resolution, then mix: {transposed conv 4x4 s2, conv 3x3, norm, ReLU6, conv 3x3, norm}.
@@ -16,7 +19,7 @@ class DecoderBlock(nn.Sequential):
             nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(),  # in place it would keep a copy of its input for backward
             nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -51,7 +54,7 @@ class Decoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, levels: list[Tensor | None]) -> Tensor:
-        """Decode.
+        """Decode everywhere.
 
         Args:
             levels: one entry per block, deepest first; None where the pyramid has no map of that stride (never the
@@ -64,3 +67,25 @@ class Decoder(nn.Module):
         for level, block in zip(levels, self.blocks, strict=True):
             x = block(x if level is None or level is x else x + level)
         return self.pixels(x)
+
+    def decode_tiles(self, levels: list[Tensor | None], plan: TilePlan) -> Tensor:
+        """Decode the tiles of a plan only.
+
+        The transposed convolution of a block reads the whole level, so that what surrounds a tile enters at every stride, one
+        position deep; of what the blocks themselves computed, it and the 3x3 convolutions see tiles of the plan, and zero
+        beside them. The norms' statistics are those of the plan's tiles. With all patches in the plan this is `forward`.
+
+        Args:
+            levels: as in `forward`.
+            plan: the tiles to decode, on a grid whose patches are 2^blocks * k pixels.
+
+        Returns:
+            Predicted pixels of the tiles. [T, out_channels, p, p]
+        """
+        x: Packed | None = None
+        for level, (double, *mix) in zip(levels, self.blocks, strict=True):
+            source = level if x is None else x.unpack() if level is None else x.unpack() + level
+            x = Packed(pack_tiles(double(source), plan), plan)
+            for layer in mix:
+                x = layer(x)
+        return self.pixels(x).tiles

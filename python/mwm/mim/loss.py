@@ -101,6 +101,21 @@ def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_s
                      torch.where(flat, error.detach(), zero).sum(), flat.sum().to(kind))
 
 
+def hidden_patch_loss(predicted: Tensor, patches: Tensor, min_std: float = 0.0) -> LossTerms:
+    """`masked_patch_loss` where only the hidden patches are at hand: the same sums, to rounding.
+
+    Args:
+        predicted: the decoder's output at the hidden patches. [T, C, p, p]
+        patches: the same patches of the images. [T, C, p, p]
+        min_std: as in `masked_patch_loss`.
+
+    Returns:
+        The sums; `LossTerms.mean()` is the loss.
+    """
+    hidden = torch.zeros((len(patches), 1, 1), dtype=torch.bool, device=patches.device)
+    return masked_patch_loss(predicted, patches, hidden, patches.shape[-1], min_std)
+
+
 def restore_patches(predicted: Tensor, images: Tensor, active: Tensor, patch_size: int) -> Tensor:
     """Predicted patches brought back to the image's units and set into the hidden places.
 

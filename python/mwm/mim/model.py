@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from mwm.mim.decoder import Decoder
 from mwm.mim.densify import Densify
-from mwm.mim.loss import LossTerms, masked_patch_loss, restore_patches
+from mwm.mim.loss import LossTerms, hidden_patch_loss, masked_patch_loss, restore_patches
+from mwm.ops import TilePlan, build_plan, pack_tiles, unpack_tiles
 from mwm.sparse import Packed, is_sparsified, pack
 
 SHALLOWEST_STRIDE = 4
+DECODE = ("dense", "hidden")
 
 
 class MaskedImageModel(nn.Module):
@@ -30,6 +32,13 @@ class MaskedImageModel(nn.Module):
             0 keeps all (paper). For standardised images `mwm.mim.RECOMMENDED_MIN_STD` leaves out air.
         norm: densify norm, "batch" (ResNet-like), "layer" (ConvNeXt-like) or "auto": batch where the net has one.
         in_chans: channels of the images; None takes those of the net's first convolution.
+        decode: "dense" (the paper) decodes the whole image. "hidden" decodes the hidden patches only, at the price of what is
+            hidden; parameters and keys are the same, so that a checkpoint of one serves the other. It is another function:
+            (1) the decoder's batch norms take mean and variance, and their running statistics, over the positions of hidden
+            patches of the batch, not over all; (2) at a visible place the decoder's own features are zero: a 3x3 convolution at
+            the rim of a hidden patch reads zeros there, as at the rim of the image. What is visible enters through the densified
+            maps, which are whole: their 3x3 projections and the transposed convolution that opens each block read them, each one
+            position deep, at every stride from the deepest to 4. With no visible patch both modes are the same function.
 
     Attributes:
         channels, strides: of the maps in use, deepest last.
@@ -42,8 +51,10 @@ class MaskedImageModel(nn.Module):
     """
 
     def __init__(self, net: nn.Module, patch_size: int = 32, decoder_width: int = 768, min_std: float = 0.0, norm: str = "auto",
-                 *, in_chans: int | None = None) -> None:
+                 *, in_chans: int | None = None, decode: str = "dense") -> None:
         super().__init__()
+        if decode not in DECODE:
+            raise ValueError(f'MaskedImageModel: decode must be "dense" or "hidden", got {decode!r}.')
         if norm not in ("auto", "batch", "layer"):
             raise ValueError(f'MaskedImageModel: norm must be "auto", "batch" or "layer", got {norm!r}.')
         if isinstance(patch_size, bool) or not isinstance(patch_size, int) or patch_size < 1:
@@ -52,7 +63,7 @@ class MaskedImageModel(nn.Module):
             raise ValueError(f"MaskedImageModel: min_std must be at least 0, got {min_std}.")
         if not is_sparsified(net):
             raise ValueError("MaskedImageModel: net must read packed tiles, got a dense network. Pass mwm.sparsify(net).")
-        self.net, self.patch_size, self.min_std = net, patch_size, float(min_std)
+        self.net, self.patch_size, self.min_std, self.decode = net, patch_size, float(min_std), decode
         self.in_chans = in_chans if in_chans is not None else _input_channels(net)
         maps, self.unreached = _dry_run(net, self.in_chans, patch_size)
         by_stride = {patch_size // x.tiles.shape[-1]: (index, x.tiles.shape[1]) for index, x in enumerate(maps)}
@@ -96,18 +107,42 @@ class MaskedImageModel(nn.Module):
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'MaskedImageModel: reduction must be "mean" or "sum", got {reduction!r}.')
-        predicted = self.predict(images, active, visible=visible)
-        terms = masked_patch_loss(predicted, images, active.to(predicted.device), self.patch_size, self.min_std)
+        if self.decode == "hidden":
+            tiles, plan = self._predict_tiles(images, active, visible)
+            terms = hidden_patch_loss(tiles, pack_tiles(images, plan), self.min_std)
+        else:
+            predicted = self.predict(images, active, visible=visible)
+            terms = masked_patch_loss(predicted, images, active.to(predicted.device), self.patch_size, self.min_std)
         return terms.mean() if reduction == "mean" else terms
 
     def predict(self, images: Tensor, active: Tensor, *, visible: int | None = None) -> Tensor:
-        """The decoder's output, in units of normalised patches; arguments as `forward`. [B, C, H, W]"""
+        """The decoder's output, in units of normalised patches; arguments as `forward`.
+
+        Returns:
+            With decode="hidden" zero at visible patches, which are not decoded. [B, C, H, W]
+        """
+        if self.decode == "hidden":
+            return unpack_tiles(*self._predict_tiles(images, active, visible))
+        return self.decoder(self._levels(images, active, visible))
+
+    def _levels(self, images: Tensor, active: Tensor, visible: int | None) -> list[Tensor | None]:
+        """The densified maps as the decoder takes them, deepest first."""
         self._check(images, active)
         maps = _as_list(self.net(pack(images.contiguous(memory_format=torch.channels_last), active, visible=visible)))
         levels: list[Tensor | None] = [None] * len(self.decoder.blocks)
         for stride, index in zip(self.strides, self._maps, strict=True):
             levels[len(levels) - (stride.bit_length() - 1)] = self.densify[str(stride)](maps[index])
-        return self.decoder(levels)
+        return levels
+
+    def _predict_tiles(self, images: Tensor, active: Tensor, visible: int | None) -> tuple[Tensor, TilePlan]:
+        """The decoder's output at the hidden patches, and where they lie. [T, C, p, p]"""
+        levels = self._levels(images, active, visible)
+        hidden = None if visible is None else active.shape[1] * active.shape[2] - visible
+        plan = build_plan(~active, self.patch_size, visible=hidden)
+        if hidden is None and torch.compiler.is_compiling():
+            torch._check(plan.coords.shape[0] >= 2)  # as in `pack`
+        plan = plan if plan.device == images.device else plan.to(images.device)
+        return self.decoder.decode_tiles(levels, plan), plan
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, active: Tensor) -> Tensor:

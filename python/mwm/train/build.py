@@ -25,7 +25,8 @@ def build_model(config: PretrainConfig, world: World) -> MaskedImageModel:
         encoder = create_encoder(config.encoder, channels, **_drop_path(config))
         name_map(encoder, full)
         torch.manual_seed(config.seed)
-        model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels)
+        model = MaskedImageModel(sparsify(encoder), config.patch_size, config.decoder_width, config.min_std, config.densify_norm, in_chans=channels,
+                                 decode=config.decode)
     except TrainError:
         raise
     except (ValueError, TypeError) as error:

@@ -66,6 +66,7 @@ class PretrainConfig:
 
     patch_size: int = _help(32, "edge of the patch that is hidden as a unit, pixels")
     decoder_width: int = _help(768, "channels of the decoder at the deepest stride")
+    decode: str = _help("dense", "dense (the paper) | hidden: decode hidden patches only; faster, another function of the same weights")
     densify_norm: str = _help("auto", "norm before the mask token: batch | layer | auto")
     min_std: float = _help(0.0, "leave patches of a smaller standard deviation (in units of that of all images) out of the loss; 0.05 drops air")
     drop_path: float = _help(0.0, "stochastic depth rate of the encoder")
@@ -222,6 +223,7 @@ def _check(config: PretrainConfig) -> None:
          "With an overall share, the outside hides what remains.")
     need(real(config.min_cover, 0, 1) and config.min_cover > 0, "min_cover", "a share in (0, 1]")
     need(config.empty in ("mean", "low", "error"), "empty", "mean | low | error")
+    need(config.decode in ("dense", "hidden"), "decode", "dense | hidden")
     need(config.densify_norm in ("auto", "batch", "layer"), "densify_norm", "auto | batch | layer")
     need(real(config.drop_path, 0, 1, open_end=True), "drop_path", "in [0, 1)")
     need(config.optimizer in OPTIMIZERS, "optimizer", " | ".join(OPTIMIZERS))
