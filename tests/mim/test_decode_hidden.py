@@ -202,3 +202,15 @@ def test_sum_reduction_gives_the_terms_of_the_mean_and_counts_flat_patches() -> 
 def test_another_word_for_decode_is_refused() -> None:
     with pytest.raises(ValueError, match='decode must be "dense" or "hidden", got \'sparse\''):
         _toy("sparse")
+
+
+def test_a_compiled_step_in_one_graph_equals_the_eager_one() -> None:
+    model, (images, active) = _toy().float(), _batch()
+    images, active[0, 1] = images.float(), True
+    expected = torch.autograd.grad(model(images, active), list(model.parameters()))
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(images, active), list(compiled.parameters()))
+    torch.compiler.reset()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

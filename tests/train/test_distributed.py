@@ -47,7 +47,7 @@ def _run(modes: str, size: int, folder: Path, tag: str = "a") -> list[dict[str, 
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Tensor]]]:
     """All modes at world sizes 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("distributed")
-    modes = "norm,norm32,sums,train,train blind,train32,resume32"
+    modes = "norm,norm32,sums,train,train blind,train hidden,train32,resume32"
     return {size: _run(modes if size == 1 else f"{modes},few", size, folder) for size in (1, 2, 3)}
 
 
@@ -90,7 +90,7 @@ def test_sums_are_taken_in_rank_order_and_equal_on_every_rank(runs: dict, size: 
     assert all(rank["sums/word"] == 0 for rank in ranks)
 
 
-@pytest.mark.parametrize("mode", ["train", "train blind"])
+@pytest.mark.parametrize("mode", ["train", "train blind", "train hidden"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_five_steps_on_several_processes_equal_one_on_the_joint_batch(runs: dict, size: int, mode: str) -> None:
     """float64, different numbers of visible and hidden patches by rank; in "train blind" one rank sees nothing at all."""
