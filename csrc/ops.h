@@ -31,7 +31,17 @@
   X(sample_active, (const View& strata, const View& amounts, int64_t exact, int64_t seed, const View& ids, int64_t epoch,     \
                     int64_t view, const View& weights, const View& active, int64_t threads))                                  \
   /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
-  X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t threads))
+  X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t threads))         \
+  /* x [N, C, H, W], sums float64 [splits, 2, C] -> mean, var [C]; updates the running ones, or None */                       \
+  X(batch_norm_moments, (const View& x, const View& sums, const View& mean, const View& var, const View& running_mean,        \
+                         const View& running_var, double momentum, int64_t threads))                                          \
+  /* x, residual [N, C, H, W], rows [C] -> out [N, C, H, W]; activation 0 none, 1 ReLU, 2 ReLU6 */                            \
+  X(batch_norm_apply, (const View& x, const View& residual, const View& weight, const View& bias, const View& mean,           \
+                       const View& var, double eps, int64_t activation, const View& out, int64_t threads))                    \
+  /* grad, x, out [N, C, H, W] -> grad_x, grad_residual [N, C, H, W], grad_weight, grad_bias [C], each or None */             \
+  X(batch_norm_backward, (const View& grad, const View& x, const View& out, const View& weight, const View& mean,             \
+                          const View& var, double eps, int64_t activation, const View& sums, const View& grad_x,              \
+                          const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads))
 // clang-format on
 
 #define MWM_KERNELS(X) MWM_CORE_KERNELS(X) MWM_CONV_KERNELS(X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .backend import BackendError, reasons, resolve, table
+from .batch_norm import batch_moments, batch_norm
 from .constants import SAMPLER_VERSION
 from .image_sum import image_expand, image_sum
 from .pack_tiles import pack_tiles, unpack_tiles
@@ -17,6 +18,8 @@ __all__ = [
     "SAMPLER_VERSION",
     "BackendError",
     "TilePlan",
+    "batch_moments",
+    "batch_norm",
     "build_plan",
     "image_expand",
     "image_sum",

@@ -1,0 +1,326 @@
+// Batch norm of channels-last rows in training: moments, then (x - mean) * scale + bias with an optional residual and activation in
+// the same pass, and the derivative of the whole in two passes over memory.
+//
+// Rows are cut into fixed shares and channels into blocks. A share is summed in blocks of rows, in the wide type, and the blocks in
+// double; shares are joined in order. So neither threads nor the instruction set's width decide on the order of a channel's sum.
+#include "rows.h"
+
+#include <cmath>
+
+namespace mwm {
+namespace MWM_ISA {
+namespace {
+
+constexpr int64_t kRows = 32, kColumns = 64;
+
+enum Activation : int64_t { kNone, kRelu, kRelu6 };
+
+template <int64_t N> struct Kind { static constexpr int64_t value = N; };
+
+struct Rows {
+  int64_t rows, channels, splits, columns;  // columns: of one task
+
+  Rows(const View& x, int64_t shares) : rows(x.shape[0] * x.shape[2] * x.shape[3]), channels(x.shape[1]), splits(shares), columns(shares > 1 ? channels : kColumns) {}
+  int64_t blocks() const { return (channels + columns - 1) / columns; }
+  int64_t tasks() const { return splits * blocks(); }
+  int64_t first(int64_t split) const { return rows * split / splits; }
+};
+
+template <class L>
+inline typename L::V activated(typename L::V x, int64_t activation) {
+  if (activation == kNone) return x;
+  const auto zero = L::zero();
+  x = L::where_below(x, zero, zero, x);
+  if (activation == kRelu6) {
+    const auto six = L::all(6);
+    x = L::where_below(six, x, six, x);
+  }
+  return x;
+}
+
+// The gradient before the activation, from its result.
+template <class L>
+inline typename L::V passed(typename L::V grad, typename L::V out, int64_t activation) {
+  const auto zero = L::zero();
+  grad = L::where_at_most(out, zero, zero, grad);
+  if (activation == kRelu6) grad = L::where_at_most(L::all(6), out, zero, grad);
+  return grad;
+}
+
+// Adds a channel's or a vector's worth of sums to totals in double.
+template <class L>
+inline void add_to(double* total, typename L::V sum) {
+  typename L::T values[L::count];
+  L::store_wide(values, sum);
+  for (int64_t i = 0; i < L::count; ++i) total[i] += static_cast<double>(values[i]);
+}
+
+// Of a share and a block of channels: mean and sum of squared deviations.
+template <class E>
+void share_moments(const E* x, const Rows& shape, int64_t split, int64_t begin, int64_t end, double* mean, double* squares) {
+  using T = typename Wide<E>::type;
+  const int64_t first = shape.first(split), last = shape.first(split + 1), count = last - first;
+  Scratch<T> shift(end - begin);
+  Scratch<double> sum(end - begin), square(end - begin);
+  for (int64_t c = 0; c < end - begin; ++c) sum[c] = square[c] = 0;
+  // Deviations are taken from the mean of the first rows, so that a mean far from zero does not swallow the variance.
+  const int64_t head = least(kRows, count);
+  for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+    using L = decltype(lanes);
+    auto total = L::zero();
+    for (int64_t r = first; r < first + head; ++r) total = total + L::load(x + r * shape.channels + c);
+    L::store_wide(shift.data() + c - begin, total * L::all(static_cast<T>(1) / static_cast<T>(most<int64_t>(head, 1))));
+  });
+  for (int64_t row = first; row < last; row += kRows) {
+    const int64_t stop = least(row + kRows, last);
+    for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+      using L = decltype(lanes);
+      const auto origin = L::load_wide(shift.data() + c - begin);
+      auto total = L::zero(), total_square = L::zero();
+      const E* from = x + row * shape.channels + c;
+      for (int64_t r = row; r < stop; ++r, from += shape.channels) {
+        const auto d = L::load(from) - origin;
+        total = total + d;
+        total_square = L::multiply_add(d, d, total_square);
+      }
+      add_to<L>(sum.data() + c - begin, total);
+      add_to<L>(square.data() + c - begin, total_square);
+    });
+  }
+  for (int64_t c = 0; c < end - begin; ++c) {
+    const double off = sum[c] / static_cast<double>(most<int64_t>(count, 1));
+    mean[begin + c] = static_cast<double>(shift[c]) + off;
+    squares[begin + c] = most(0.0, square[c] - sum[c] * off);
+  }
+}
+
+template <class E>
+void moments(const View& x, const View& sums, const View& mean, const View& var, const View& running_mean, const View& running_var, double momentum,
+             int64_t threads) {
+  using T = typename Wide<E>::type;
+  const Rows shape(x, sums.shape[0]);
+  double* parts = pointer<double>(sums);
+  parallel_for(shape.tasks(), 1, threads, [&](int64_t from, int64_t to) {
+    for (int64_t task = from; task < to; ++task) {
+      const int64_t split = task / shape.blocks(), begin = task % shape.blocks() * shape.columns;
+      double* part = parts + split * 2 * shape.channels;
+      share_moments<E>(pointer<E>(x), shape, split, begin, least(begin + shape.columns, shape.channels), part, part + shape.channels);
+    }
+  });
+  // Chan, Golub, LeVeque (1979): joins shares without taking the difference of large numbers.
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    double count = 0, centre = 0, squares = 0;
+    for (int64_t split = 0; split < shape.splits; ++split) {
+      const double more = static_cast<double>(shape.first(split + 1) - shape.first(split)), both = count + more;
+      if (more == 0) continue;
+      const double* part = parts + split * 2 * shape.channels;
+      const double delta = part[c] - centre;
+      centre += delta * more / both;
+      squares += part[shape.channels + c] + delta * delta * count * more / both;
+      count = both;
+    }
+    pointer<T>(mean)[c] = static_cast<T>(centre);
+    pointer<T>(var)[c] = static_cast<T>(squares / count);
+    if (is_none(running_mean)) continue;
+    T& kept_mean = pointer<T>(running_mean)[c];
+    T& kept_var = pointer<T>(running_var)[c];
+    kept_mean = static_cast<T>((1 - momentum) * static_cast<double>(kept_mean) + momentum * centre);
+    kept_var = static_cast<T>((1 - momentum) * static_cast<double>(kept_var) + momentum * squares / (count - 1));
+  }
+}
+
+// weight / sqrt(var + eps) by channel.
+template <class T>
+void fill_scale(const View& weight, const View& var, double eps, T* scale) {
+  for (int64_t c = 0; c < var.shape[0]; ++c) {
+    const double factor = is_none(weight) ? 1.0 : static_cast<double>(pointer<T>(weight)[c]);
+    scale[c] = static_cast<T>(factor / std::sqrt(static_cast<double>(pointer<T>(var)[c]) + eps));
+  }
+}
+
+template <class E, int64_t kActivation>
+void apply(const View& x, const View& residual, const View& weight, const View& bias, const View& mean, const View& var, double eps, const View& out,
+           int64_t threads) {
+  using T = typename Wide<E>::type;
+  const int64_t channels = x.shape[1], rows = x.shape[0] * x.shape[2] * x.shape[3];
+  Scratch<T> scale(channels), shift(channels);
+  fill_scale<T>(weight, var, eps, scale.data());
+  for (int64_t c = 0; c < channels; ++c) shift[c] = is_none(bias) ? T{} : pointer<T>(bias)[c];
+  const T* centre = pointer<T>(mean);
+  const E* added = is_none(residual) ? nullptr : pointer<E>(residual);
+  parallel_for(rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const E* from = pointer<E>(x) + r * channels;
+      const E* more = added ? added + r * channels : nullptr;
+      E* to = pointer<E>(out) + r * channels;
+      for_lanes<E>(0, channels, [&](auto lanes, int64_t c) {
+        using L = decltype(lanes);
+        auto y = L::multiply_add(L::load(from + c) - L::load_wide(centre + c), L::load_wide(scale.data() + c), L::load_wide(shift.data() + c));
+        if (more) y = y + L::load(more + c);
+        L::store(to + c, activated<L>(y, kActivation));
+      });
+    }
+  });
+}
+
+// Of a share and a block of channels: sums of the gradient before the activation, and of its product with x - mean.
+template <class E, int64_t kActivation>
+void share_sums(const View& grad, const View& x, const View& out, const View& mean, const Rows& shape, int64_t split, int64_t begin, int64_t end,
+                double* sum, double* product) {
+  for (int64_t c = begin; c < end; ++c) sum[c] = product[c] = 0;
+  const int64_t last = shape.first(split + 1);
+  for (int64_t row = shape.first(split); row < last; row += kRows) {
+    const int64_t stop = least(row + kRows, last);
+    for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+      using L = decltype(lanes);
+      using T = typename Wide<E>::type;
+      const auto centre = L::load_wide(pointer<T>(mean) + c);
+      auto total = L::zero(), total_product = L::zero();
+      for (int64_t r = row, at = row * shape.channels + c; r < stop; ++r, at += shape.channels) {
+        auto g = L::load(pointer<E>(grad) + at);
+        if constexpr (kActivation != kNone) g = passed<L>(g, L::load(pointer<E>(out) + at), kActivation);
+        total = total + g;
+        total_product = L::multiply_add(g, L::load(pointer<E>(x) + at) - centre, total_product);
+      }
+      add_to<L>(sum + c, total);
+      add_to<L>(product + c, total_product);
+    });
+  }
+}
+
+template <class E, int64_t kActivation>
+void derivative(const View& grad, const View& x, const View& out, const View& weight, const View& mean, const View& var, double eps, const View& sums,
+                const View& grad_x, const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads) {
+  using T = typename Wide<E>::type;
+  const Rows shape(x, sums.shape[0]);
+  const int64_t channels = shape.channels;
+  double* parts = pointer<double>(sums);
+  parallel_for(shape.tasks(), 1, threads, [&](int64_t from, int64_t to) {
+    for (int64_t task = from; task < to; ++task) {
+      const int64_t split = task / shape.blocks(), begin = task % shape.blocks() * shape.columns;
+      double* part = parts + split * 2 * channels;
+      share_sums<E, kActivation>(grad, x, out, mean, shape, split, begin, least(begin + shape.columns, channels), part, part + channels);
+    }
+  });
+  Scratch<T> scale(channels), slope(channels), constant(channels);
+  fill_scale<T>(weight, var, eps, scale.data());
+  const double rows = static_cast<double>(shape.rows);
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0, product = 0;
+    for (int64_t split = 0; split < shape.splits; ++split) sum += parts[split * 2 * channels + c], product += parts[(split * 2 + 1) * channels + c];
+    const double variance = static_cast<double>(pointer<T>(var)[c]) + eps;
+    slope[c] = static_cast<T>(-product / (variance * rows));
+    constant[c] = static_cast<T>(-sum / rows);
+    if (!is_none(grad_weight)) pointer<T>(grad_weight)[c] = static_cast<T>(product / std::sqrt(variance));
+    if (!is_none(grad_bias)) pointer<T>(grad_bias)[c] = static_cast<T>(sum);
+  }
+  if (is_none(grad_x) && is_none(grad_residual)) return;
+  const T* centre = pointer<T>(mean);
+  E* to_x = is_none(grad_x) ? nullptr : pointer<E>(grad_x);
+  E* to_residual = is_none(grad_residual) ? nullptr : pointer<E>(grad_residual);
+  parallel_for(shape.rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
+    for (int64_t at = first * channels; at < last * channels; at += channels)
+      for_lanes<E>(0, channels, [&](auto lanes, int64_t c) {
+        using L = decltype(lanes);
+        auto g = L::load(pointer<E>(grad) + at + c);
+        if constexpr (kActivation != kNone) g = passed<L>(g, L::load(pointer<E>(out) + at + c), kActivation);
+        if (to_residual) L::store(to_residual + at + c, g);
+        if (!to_x) return;
+        const auto d = L::load(pointer<E>(x) + at + c) - L::load_wide(centre + c);
+        const auto inner = L::multiply_add(d, L::load_wide(slope.data() + c), g + L::load_wide(constant.data() + c));
+        L::store(to_x + at + c, inner * L::load_wide(scale.data() + c));
+      });
+  });
+}
+
+template <class Function>
+void with_activation(const char* op, int64_t activation, const Function& function) {
+  switch (activation) {
+    case kNone: return function(Kind<kNone>{});
+    case kRelu: return function(Kind<kRelu>{});
+    case kRelu6: return function(Kind<kRelu6>{});
+    default: fail("%s: activation must be 0, 1 or 2, got %lld", op, static_cast<long long>(activation));
+  }
+}
+
+DType wide_type(const View& x) { return x.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+
+void check_map(const char* op, const View& map, const View& like) {
+  check(op, map, 4, like.dtype);
+  check_channels_last(op, map);
+  for (int i = 0; i < 4; ++i)
+    if (map.shape[i] != like.shape[i]) fail("%s: maps must have one shape", op);
+}
+
+void check_channels(const char* op, const View& row, const View& like) {
+  check(op, row, 1, wide_type(like));
+  check_contiguous(op, row);
+  if (row.shape[0] != like.shape[1]) fail("%s: rows must have %lld channels", op, static_cast<long long>(like.shape[1]));
+}
+
+void check_sums(const char* op, const View& sums, const View& x) {
+  check(op, sums, 3, DType::kFloat64);
+  check_contiguous(op, sums);
+  if (sums.shape[0] < 1 || sums.shape[1] != 2 || sums.shape[2] != x.shape[1]) fail("%s: sums must be [splits, 2, C]", op);
+}
+
+}  // namespace
+
+void batch_norm_moments(const View& x, const View& sums, const View& mean, const View& var, const View& running_mean, const View& running_var,
+                        double momentum, int64_t threads) {
+  const char* op = "batch_norm_moments";
+  check_map(op, x, x);
+  check_sums(op, sums, x);
+  check_channels(op, mean, x);
+  check_channels(op, var, x);
+  if (is_none(running_mean) != is_none(running_var)) fail("%s: running_mean and running_var come together", op);
+  if (!is_none(running_mean)) {
+    check_channels(op, running_mean, x);
+    check_channels(op, running_var, x);
+  }
+  if (x.shape[0] * x.shape[2] * x.shape[3] < 2) fail("%s: needs two rows or more", op);
+  with_float(op, x.dtype, [&](auto element) { moments<decltype(element)>(x, sums, mean, var, running_mean, running_var, momentum, threads); });
+}
+
+void batch_norm_apply(const View& x, const View& residual, const View& weight, const View& bias, const View& mean, const View& var, double eps,
+                      int64_t activation, const View& out, int64_t threads) {
+  const char* op = "batch_norm_apply";
+  check_map(op, x, x);
+  check_map(op, out, x);
+  if (!is_none(residual)) check_map(op, residual, x);
+  const View* rows[] = {&weight, &bias};
+  for (const View* row : rows)
+    if (!is_none(*row)) check_channels(op, *row, x);
+  check_channels(op, mean, x);
+  check_channels(op, var, x);
+  if (x.shape[1] == 0) return;
+  with_activation(op, activation, [&](auto kind) {
+    with_float(op, x.dtype, [&](auto element) { apply<decltype(element), decltype(kind)::value>(x, residual, weight, bias, mean, var, eps, out, threads); });
+  });
+}
+
+void batch_norm_backward(const View& grad, const View& x, const View& out, const View& weight, const View& mean, const View& var, double eps,
+                         int64_t activation, const View& sums, const View& grad_x, const View& grad_residual, const View& grad_weight,
+                         const View& grad_bias, int64_t threads) {
+  const char* op = "batch_norm_backward";
+  check_map(op, x, x);
+  check_map(op, grad, x);
+  if (activation != kNone) check_map(op, out, x);
+  const View *maps[] = {&grad_x, &grad_residual}, *rows[] = {&weight, &grad_weight, &grad_bias};
+  for (const View* map : maps)
+    if (!is_none(*map)) check_map(op, *map, x);
+  for (const View* row : rows)
+    if (!is_none(*row)) check_channels(op, *row, x);
+  check_channels(op, mean, x);
+  check_channels(op, var, x);
+  check_sums(op, sums, x);
+  if (x.shape[1] == 0) return;
+  with_activation(op, activation, [&](auto kind) {
+    with_float(op, x.dtype, [&](auto element) {
+      derivative<decltype(element), decltype(kind)::value>(grad, x, out, weight, mean, var, eps, sums, grad_x, grad_residual, grad_weight, grad_bias, threads);
+    });
+  });
+}
+
+}  // namespace MWM_ISA
+}  // namespace mwm
