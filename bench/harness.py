@@ -1,122 +1,189 @@
-"""One way to measure for every bench: check first, then time the sides in turn, and quote medians of pairs.
+"""One way to measure for every bench: check first, then read the sides in turn, and quote medians of pairs.
 
-The machines this runs on are shared and noisy, so a time alone means little: the sides are timed alternately in one process
-and the ratio is taken pair by pair.
+The machines this runs on are shared and noisy, so a time alone means little: the sides are read alternately in one process
+and the score is taken pair by pair. A side whose result differs from the rival's is not timed at all.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import math
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from mwm.bench.rows import Row
+
+Step = Callable[[], object]
+Reading = Callable[[], float]
+
+_SHORTEST = 4e-3  # seconds of one timed stretch; shorter steps are repeated until they fill it
+
+
+class WrongResult(RuntimeError):
+    """The two sides of a match do not compute the same thing."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far two results lie apart, and how far they may: 0 <= difference <= tolerance."""
+
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What bounds a step on this machine.
+
+    Attributes:
+        amount: arithmetic or traffic that one of our steps needs at least, GFLOP or GB.
+        rate: GFLOP/s or GB/s of this machine.
+        words: the rate with its unit and how it was measured.
+    """
+
+    amount: float
+    rate: float
+    words: str
 
 
 @dataclass
-class Row:
-    """One measured line: what ran, the medians in milliseconds, and rival time / our time."""
+class Match:
+    """Our side and its rivals, ready to run.
+
+    Attributes:
+        ours: reads our side once: a time, a size or a rate (`timed` makes a reading of a step).
+        rivals: the same for each rival.
+        checks: for each rival, how its result compares with ours; a rival without a check is refused.
+        unit: of the readings.
+        score_is: what is quoted, see `Row`.
+        warmup: readings of every side that are thrown away first.
+    """
+
+    ours: Reading
+    rivals: dict[str, Reading]
+    checks: dict[str, Check]
+    unit: str = "ms"
+    score_is: str = "rival / ours"
+    visible: float | None = None
+    limit: Limit | None = None
+    warmup: int = 2
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named match of a bench; `prepare` builds both sides and compares them.
+
+    Attributes:
+        pairs: interleaved pairs by default.
+    """
 
     bench: str
-    case: str
-    ours_ms: float
-    rival: str
-    rival_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    pairs: int
-    difference: float | None = None
-    extra: dict[str, float | str] = field(default_factory=dict)
+    name: str
+    prepare: Callable[[], Match]
+    pairs: int = 7
 
 
-def environment() -> dict[str, str]:
-    """What a reader needs to place a figure: versions, processor, threads, commit, date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "isa": _isa(),
-        "threads": str(torch.get_num_threads()),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+def refuse_wrong(case: Case, match: Match) -> None:
+    """Raise WrongResult where a side differs from ours by more than its check allows, or was not checked."""
+    for rival in match.rivals:
+        check = match.checks.get(rival)
+        if check is None:
+            raise WrongResult(f"bench {case.bench}: {case.name}: ours was not compared with {rival}; not timing an unchecked result.")
+        if not check.passed:
+            raise WrongResult(f"bench {case.bench}: {case.name}: ours differs from {rival} by {check.difference:.1e}, allowed are {check.tolerance:.1e}; "
+                              "not timing a wrong result.")
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def measure(case: Case, pairs: int | None = None) -> list[Row]:
+    """Check one case, then read ours and each rival in turn: ours, rival, rival …, ours, …
+
+    Returns:
+        One row per rival.
+
+    Raises:
+        WrongResult: the sides do not agree; nothing was timed.
+    """
+    match = case.prepare()
+    refuse_wrong(case, match)
+    for reading in [match.ours, *match.rivals.values()]:
+        for _ in range(match.warmup):
+            reading()
+    mine: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in match.rivals}
+    for _ in range(case.pairs if pairs is None else pairs):
+        mine.append(match.ours())
+        for name, rival in match.rivals.items():
+            theirs[name].append(rival())
+    return rows_of(case, match, mine, theirs)
 
 
-def _isa() -> str:
-    from mwm.ops import backend
+def rows_of(case: Case, match: Match, mine: Sequence[float], theirs: dict[str, Sequence[float]]) -> list[Row]:
+    """Rows from readings that were taken in pairs."""
+    ours = statistics.median(mine)
+    percent = None
+    if match.limit is not None:
+        percent = 100 * match.limit.amount / (1e-3 * ours) / match.limit.rate
+    rows = []
+    for name, readings in theirs.items():
+        scores = sorted(_score(a, b, match.score_is) for a, b in zip(mine, readings, strict=True))
+        check = match.checks[name]
+        rows.append(Row(case.bench, case.name, name, match.unit, ours, statistics.median(readings), statistics.median(scores), scores[len(scores) // 4],
+                        scores[-1 - len(scores) // 4], match.score_is, len(mine), check.difference, check.tolerance, match.visible, percent,
+                        match.limit.words if match.limit else "", match.notes.get(name, match.notes.get("", ""))).judged())
+    return rows
 
-    isa = getattr(backend, "cpu_isa", None)
-    return isa() if callable(isa) else os.environ.get("MWM_CPU_ISA", "unknown")
+
+def _score(ours: float, rival: float, score_is: str) -> float:
+    if score_is == "rival / ours":
+        return rival / ours if ours else math.inf
+    share = ours / rival if rival else math.inf
+    return share if score_is == "ours / rival" else 100 * share
 
 
-def seconds(step: Callable[[], object]) -> float:
+def timed(step: Step) -> Reading:
+    """A reading of a step's wall time in milliseconds; very short steps are repeated, and the mean is read."""
+    repeats = 0
+
+    def read() -> float:
+        nonlocal repeats
+        if not repeats:
+            step()  # the first call allocates and loads
+            repeats = max(1, min(200, math.ceil(_SHORTEST / max(seconds(step), 1e-7))))
+        start = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        return 1e3 * (time.perf_counter() - start) / repeats
+
+    return read
+
+
+def seconds(step: Step) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def compare(bench: str, case: str, ours: Callable[[], object], rivals: dict[str, Callable[[], object]], *, pairs: int = 9,
-            warmup: int = 2, difference: dict[str, float] | None = None, **extra: float | str) -> list[Row]:
-    """Time `ours` against each rival in turn, ours - rival - ours - rival …
-
-    Args:
-        ours, rivals: callables that do one whole step; correctness is checked by the caller before.
-        pairs: number of interleaved pairs; the quoted ratio is the median over them, with the quartiles beside it.
-        difference: measured relative difference of the results, by rival.
-
-    Returns:
-        one Row per rival.
-    """
-    for step in [ours, *rivals.values()]:
-        for _ in range(warmup):
-            step()
-    mine: list[float] = []
-    theirs: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(pairs):
-        mine.append(seconds(ours))
-        for name, rival in rivals.items():
-            theirs[name].append(seconds(rival))
-    rows = []
-    for name, times in theirs.items():
-        ratios = sorted(t / m for t, m in zip(times, mine, strict=True))
-        rows.append(Row(bench, case, 1e3 * statistics.median(mine), name, 1e3 * statistics.median(times), statistics.median(ratios),
-                        ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4], pairs, (difference or {}).get(name), dict(extra)))
-    return rows
-
-
 def relative_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
     """‖ours − reference‖ / ‖reference‖ in float64."""
-    reference = reference.double()
-    return float((ours.double() - reference).norm() / reference.norm().clamp_min(1e-30))
+    reference = reference.detach().double()
+    return float((ours.detach().double() - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
-def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = ["| case | ours ms | rival | rival ms | rival / ours | quartiles | difference |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        difference = "" if row.difference is None else f"{row.difference:.1e}"
-        lines.append(f"| {row.case} | {row.ours_ms:.2f} | {row.rival} | {row.rival_ms:.2f} | **{row.ratio:.2f}** | "
-                     f"{row.ratio_low:.2f}–{row.ratio_high:.2f} | {difference} |")
-    return "\n".join(lines)
+def worst_difference(ours: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """The largest `relative_difference` of two lists of tensors; NaN where one is."""
+    differences = [relative_difference(a, b) for a, b in zip(ours, reference, strict=True)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
-def write_json(rows: list[Row], path: str | Path) -> None:
-    """Rows with the environment they were measured in."""
-    Path(path).write_text(json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+def joint_difference(ours: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """`relative_difference` of two lists of tensors, each taken as one long vector."""
+    return relative_difference(torch.cat([t.detach().double().flatten() for t in ours]), torch.cat([t.detach().double().flatten() for t in reference]))

@@ -39,7 +39,8 @@ class _Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
-        return y * self.mask.at(y)
+        y *= self.mask.at(y)  # in place, as SparK does it
+        return y
 
 
 class _Gathered(nn.Module):
