@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import channels, norms, pointwise, reductions, shapes, windows
+from . import channels, fused, norms, pointwise, reductions, shapes, windows
 from .packed import Packed
 from .registry import HANDLERS, dispatch
 
-ROOMS = (channels, norms, pointwise, reductions, shapes, windows)
+ROOMS = (channels, norms, pointwise, fused, reductions, shapes, windows)
 
 _OPERATORS = {
     "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floor_divide", "mod": "remainder", "pow": "pow",

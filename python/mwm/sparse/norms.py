@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mwm.ops import TilePlan, image_sum
+from mwm.ops import TilePlan, batch_moments, image_sum
 
 from .operands import image_rows, map_of, settled
 from .packed import Packed
+from .pending import PendingNorm
 from .reductions import image_count, mean_rows
 from .registry import handles
 from .windows import _bind
@@ -26,7 +27,24 @@ def batch_norm(function: Callable, args: tuple, kwargs: dict) -> Packed:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     x, mean, var, weight, bias, training, momentum, eps = _bind(names, args, kwargs, {"training": False, "momentum": 0.1, "eps": 1e-5})
     x = map_of(function, settled(function, x))
+    if training and _has_own_kernel(x._data, mean, var, weight, bias):
+        moments = batch_moments(x._data, mean, var, momentum=momentum)
+        return x._wait(PendingNorm.of(x._data, *moments, weight, bias, eps))
     return x._like(batch_norm_tiles(x._data, mean, var, weight, bias, training, momentum, eps))
+
+
+def _has_own_kernel(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the norm may wait for what follows it: in training on a CPU, eagerly; inductor fuses torch's own norm."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (
+        x.is_floating_point()
+        and x.shape[0] * x.shape[2] * x.shape[3] >= 2
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (mean is None) == (var is None)
+        and all(row is None or row.dtype in (wide, x.dtype) for row in (weight, bias, mean, var))
+    )
 
 
 def batch_norm_tiles(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, training: bool,

@@ -56,7 +56,7 @@ def same_places(function: Callable, x: Packed, lead: Packed) -> None:
         raise refuse(function, "its arguments were packed with different masks", "Pack once and share the plan.")
     if x._axes != lead._axes:
         raise refuse(function, f"its arguments have different axes, {lead._axes} and {x._axes}")
-    for axis, mine, other in zip(lead._axes, lead._data.shape, x._data.shape, strict=True):
+    for axis, mine, other in zip(lead._axes, lead._form.shape, x._form.shape, strict=True):
         if axis in "HW" and mine != other:
             raise ValueError(f"mwm.Packed: maps of different strides cannot be combined, got tiles of edge {mine} and {other}.")
 

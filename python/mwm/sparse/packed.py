@@ -11,6 +11,7 @@ from torch import Tensor
 from mwm.ops import TilePlan, build_plan, pack_tiles, unpack_tiles
 
 from .extent import Extent, batch_extent
+from .pending import PendingNorm
 from .refusal import inside_sparsified, refuse
 from .registry import dispatch
 
@@ -60,8 +61,29 @@ class Packed:
             raise ValueError(f"Packed: tiles must have T = {plan.num_tiles} (the plan's visible patches), got {list(tiles.shape)}.")
         self._set(tiles, plan, TILES, None)
 
-    def _set(self, data: Tensor, plan: TilePlan, axes: str, margin: Margin | None) -> None:
-        self._data, self._plan, self._axes, self._margin = data, plan, axes, margin
+    def _set(self, data: Tensor, plan: TilePlan, axes: str, margin: Margin | None, pending: PendingNorm | None = None) -> None:
+        self._values, self._plan, self._axes, self._margin, self._pending = data, plan, axes, margin, pending
+
+    @property
+    def _data(self) -> Tensor:
+        """The tiles as they lie in memory; computes what is pending."""
+        if self._pending is not None:
+            self._settle(self._pending.result())
+        return self._values
+
+    @property
+    def _form(self) -> Tensor:
+        """A tensor of the data's shape, dtype and place, without computing anything."""
+        return self._values if self._pending is None else self._pending.x
+
+    def _settle(self, data: Tensor) -> None:
+        self._values, self._pending = data, None
+
+    def _wait(self, pending: PendingNorm) -> Packed:
+        """A norm at the same places whose result is computed by whoever reads it first."""
+        new = object.__new__(Packed)
+        new._set(pending.x, self._plan, TILES, None, pending)
+        return new
 
     def _like(self, data: Tensor, axes: str | None = None, margin: Margin | None = None) -> Packed:
         """Other values at the same places."""
@@ -95,7 +117,7 @@ class Packed:
     @property
     def shape(self) -> torch.Size:
         """(T, C, t, t); (T, t, t, C) between the permutes of a channels-last block."""
-        shape = self._data.shape
+        shape = self._form.shape
         if torch.compiler.is_compiling():
             # Traced code cannot ask who is asking; the number of tiles stays a plain, symbolic number.
             return tuple(Extent(size) if axis in "HW" else size for axis, size in zip(self._axes, shape, strict=True))
@@ -116,7 +138,7 @@ class Packed:
 
     def numel(self) -> int:
         """Number of visible values."""
-        return self._data.numel()
+        return self._form.numel()
 
     def stride(self, dim: int | None = None) -> Any:
         """Strides of the tiles in memory."""
@@ -128,23 +150,23 @@ class Packed:
 
     def is_floating_point(self) -> bool:
         """Whether the values are floating point numbers."""
-        return self._data.is_floating_point()
+        return self._form.is_floating_point()
 
     def is_complex(self) -> bool:
         """Whether the values are complex numbers."""
-        return self._data.is_complex()
+        return self._form.is_complex()
 
     def element_size(self) -> int:
         """Bytes of a value."""
-        return self._data.element_size()
+        return self._form.element_size()
 
     ndim = property(dim)
-    dtype = property(lambda self: self._data.dtype, doc="Type of the values.")
-    device = property(lambda self: self._data.device, doc="Where the tiles lie.")
-    layout = property(lambda self: self._data.layout, doc="torch.strided.")
-    is_cuda = property(lambda self: self._data.is_cuda, doc="Whether the tiles lie on a CUDA device.")
-    is_cpu = property(lambda self: self._data.is_cpu, doc="Whether the tiles lie on the CPU.")
-    is_meta = property(lambda self: self._data.is_meta, doc="Whether the tiles have no values.")
+    dtype = property(lambda self: self._form.dtype, doc="Type of the values.")
+    device = property(lambda self: self._form.device, doc="Where the tiles lie.")
+    layout = property(lambda self: self._form.layout, doc="torch.strided.")
+    is_cuda = property(lambda self: self._form.is_cuda, doc="Whether the tiles lie on a CUDA device.")
+    is_cpu = property(lambda self: self._form.is_cpu, doc="Whether the tiles lie on the CPU.")
+    is_meta = property(lambda self: self._form.is_meta, doc="Whether the tiles have no values.")
     is_sparse = property(lambda self: False, doc="False: a sparse layout of torch is meant.")
     is_quantized = property(lambda self: False, doc="False.")
     requires_grad = property(lambda self: self._data.requires_grad, doc="Whether a gradient reaches the tiles.")
@@ -153,11 +175,11 @@ class Packed:
 
     def get_device(self) -> int:
         """Number of the CUDA device, -1 on the CPU."""
-        return self._data.get_device()
+        return self._form.get_device()
 
     def __repr__(self) -> str:
         grid = "x".join(map(str, self._plan.grid))
-        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(self._axes, self._data.shape, strict=True))
+        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(self._axes, self._form.shape, strict=True))
         return f"Packed({sizes}, dtype={self.dtype}, device={self.device}, images={self._plan.batch_size}, grid={grid})"
 
     def __len__(self) -> int:
@@ -191,7 +213,7 @@ class Packed:
         return refused
 
 
-_FIELDS = frozenset({"_data", "_plan", "_axes", "_margin"})
+_FIELDS = frozenset({"_values", "_plan", "_axes", "_margin", "_pending"})
 
 
 def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packed:
