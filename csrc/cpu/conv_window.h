@@ -44,6 +44,27 @@ inline Window window_of(const char* op, const Ints& numbers, int64_t kernel_h, i
   return {kernel_h, kernel_w, n[0], n[1], n[2], n[3], n[5], n[7]};
 }
 
+// Places [T, 3] of the tiles that are written, and the slots [B, Gh, Gw] that number the tiles that are read, `sources` of them; it
+// bounds every index a kernel derives from the two. They may come from two plans of one grid.
+inline void check_places(const char* op, const View& coords, const View& slots, int64_t sources) {
+  check(op, coords, 2, DType::kInt32);
+  check(op, slots, 3, DType::kInt32);
+  check_contiguous(op, coords);
+  check_contiguous(op, slots);
+  const int64_t tiles = coords.shape[0], batch = slots.shape[0], rows = slots.shape[1], columns = slots.shape[2];
+  if (coords.shape[1] != 3) fail("%s: coords must be [T, 3]", op);
+  const int32_t* place = static_cast<const int32_t*>(coords.data);
+  const int32_t* slot = static_cast<const int32_t*>(slots.data);
+  for (int64_t n = 0; n < tiles; ++n) {
+    const int64_t b = place[3 * n], r = place[3 * n + 1], c = place[3 * n + 2];
+    if (b < 0 || b >= batch || r < 0 || r >= rows || c < 0 || c >= columns)
+      fail("%s: coords of tile %lld do not fit the plan's grid. Use build_plan.", op, static_cast<long long>(n));
+  }
+  const int64_t patches = batch * rows * columns;
+  for (int64_t i = 0; i < patches; ++i)
+    if (slot[i] < -1 || slot[i] >= sources) fail("%s: slots must lie in [-1, T). Use build_plan.", op);
+}
+
 // For one axis: position i of a target tile and tap u read `position` of the tile `tile` steps away; position -1: nothing.
 class Axis {
  public:

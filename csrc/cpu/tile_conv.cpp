@@ -145,9 +145,9 @@ void check_conv(const char* op, const View& source, const View& weight, const Vi
   check(op, target, 4, source.dtype);
   check_channels_last(op, source);
   check_channels_last(op, target);
-  check_plan(op, coords, slots);
+  check_places(op, coords, slots, source.shape[0]);
   const View &x = adjoint ? target : source, &y = adjoint ? source : target;
-  if (x.shape[0] != coords.shape[0] || y.shape[0] != coords.shape[0]) fail("%s: x and out must have the plan's number of tiles", op);
+  if (target.shape[0] != coords.shape[0]) fail("%s: out must have the plan's number of tiles", op);
   if (x.shape[2] != x.shape[3] || y.shape[2] != y.shape[3] || y.shape[2] * w.stride != x.shape[2]) fail("%s: tiles do not fit the stride", op);
   if (weight.shape[0] != y.shape[1] || weight.shape[1] * w.groups != x.shape[1] || weight.shape[0] % w.groups) fail("%s: weight does not fit the channels", op);
   if (!is_none(bias)) {

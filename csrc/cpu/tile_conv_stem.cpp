@@ -140,7 +140,7 @@ template <class E>
 void grad_weight(const View& grad, const View& x, const Neighbours& plan, const Window& w, const View& sums, int64_t threads) {
   using T = typename Wide<E>::type;
   const int64_t edge = plan.target_edge, channels = x.shape[1], outputs = grad.shape[1], depth = w.kernel_w * channels, positions = edge * edge;
-  const int64_t splits = sums.shape[0], tiles = x.shape[0], panels = (outputs + kPanel<T> - 1) / kPanel<T>;
+  const int64_t splits = sums.shape[0], tiles = grad.shape[0], panels = (outputs + kPanel<T> - 1) / kPanel<T>;
   parallel_for(splits * panels, 1, threads, [&](int64_t begin, int64_t end) {
     Halo<E, T> halo(channels, w, edge);
     Scratch<T> copy(positions * kPanel<T>), total(w.kernel_h * depth * kPanel<T>);

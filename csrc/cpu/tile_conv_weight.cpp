@@ -236,8 +236,8 @@ void tile_conv_grad_weight(const View& grad, const View& x, const View& coords, 
   check(op, out, 4, x.dtype);
   check_channels_last(op, x);
   check_channels_last(op, grad);
-  check_plan(op, coords, slots);
-  if (x.shape[0] != coords.shape[0] || grad.shape[0] != coords.shape[0]) fail("%s: x and grad must have the plan's number of tiles", op);
+  check_places(op, coords, slots, x.shape[0]);
+  if (grad.shape[0] != coords.shape[0]) fail("%s: grad must have the plan's number of tiles", op);
   if (x.shape[2] != x.shape[3] || grad.shape[2] != grad.shape[3] || grad.shape[2] * w.stride != x.shape[2]) fail("%s: tiles do not fit the stride", op);
   if (out.shape[0] != grad.shape[1] || out.shape[1] * w.groups != x.shape[1] || out.shape[0] % w.groups) fail("%s: out does not fit the channels", op);
   check(op, sums, 2, x.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32);
