@@ -38,9 +38,9 @@
   /* x, residual [N, C, H, W], rows [C] -> out [N, C, H, W]; activation 0 none, 1 ReLU, 2 ReLU6 */                            \
   X(batch_norm_apply, (const View& x, const View& residual, const View& weight, const View& bias, const View& mean,           \
                        const View& var, double eps, int64_t activation, const View& out, int64_t threads))                    \
-  /* grad, x, out [N, C, H, W] -> grad_x, grad_residual [N, C, H, W], grad_weight, grad_bias [C], each or None */             \
-  X(batch_norm_backward, (const View& grad, const View& x, const View& out, const View& weight, const View& mean,             \
-                          const View& var, double eps, int64_t activation, const View& sums, const View& grad_x,              \
+  /* grad, x, out (None without a residual) -> grad_x, grad_residual [N, C, H, W], grad_weight, grad_bias [C], each or None */ \
+  X(batch_norm_backward, (const View& grad, const View& x, const View& out, const View& weight, const View& bias,             \
+                          const View& mean, const View& var, double eps, int64_t activation, const View& sums, const View& grad_x,              \
                           const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads))
 // clang-format on
 

@@ -39,11 +39,11 @@ inline typename L::V activated(typename L::V x, int64_t activation) {
 }
 
 // The gradient before the activation, from its result.
-template <class L>
-inline typename L::V passed(typename L::V grad, typename L::V out, int64_t activation) {
+template <class L, int64_t kActivation>
+inline typename L::V passed(typename L::V grad, typename L::V out) {
   const auto zero = L::zero();
-  grad = L::where_at_most(out, zero, zero, grad);
-  if (activation == kRelu6) grad = L::where_at_most(L::all(6), out, zero, grad);
+  if constexpr (kActivation != kNone) grad = L::where_at_most(out, zero, zero, grad);
+  if constexpr (kActivation == kRelu6) grad = L::where_at_most(L::all(6), out, zero, grad);
   return grad;
 }
 
@@ -149,7 +149,8 @@ void apply(const View& x, const View& residual, const View& weight, const View& 
   const T* centre = pointer<T>(mean);
   const E* added = is_none(residual) ? nullptr : pointer<E>(residual);
   parallel_for(rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
+    // Backwards: the rows that the moments read last are still in the cache.
+    for (int64_t r = last - 1; r >= first; --r) {
       const E* from = pointer<E>(x) + r * channels;
       const E* more = added ? added + r * channels : nullptr;
       E* to = pointer<E>(out) + r * channels;
@@ -163,47 +164,68 @@ void apply(const View& x, const View& residual, const View& weight, const View& 
   });
 }
 
-// Of a share and a block of channels: sums of the gradient before the activation, and of its product with x - mean.
+// What the derivative reads. Without a residual the result that the activation's mask needs is computed again from x, bit for bit.
 template <class E, int64_t kActivation>
-void share_sums(const View& grad, const View& x, const View& out, const View& mean, const Rows& shape, int64_t split, int64_t begin, int64_t end,
-                double* sum, double* product) {
-  for (int64_t c = begin; c < end; ++c) sum[c] = product[c] = 0;
-  const int64_t last = shape.first(split + 1);
-  for (int64_t row = shape.first(split); row < last; row += kRows) {
-    const int64_t stop = least(row + kRows, last);
-    for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
-      using L = decltype(lanes);
-      using T = typename Wide<E>::type;
-      const auto centre = L::load_wide(pointer<T>(mean) + c);
-      auto total = L::zero(), total_product = L::zero();
-      for (int64_t r = row, at = row * shape.channels + c; r < stop; ++r, at += shape.channels) {
-        auto g = L::load(pointer<E>(grad) + at);
-        if constexpr (kActivation != kNone) g = passed<L>(g, L::load(pointer<E>(out) + at), kActivation);
-        total = total + g;
-        total_product = L::multiply_add(g, L::load(pointer<E>(x) + at) - centre, total_product);
-      }
-      add_to<L>(sum + c, total);
-      add_to<L>(product + c, total_product);
-    });
+struct Derivative {
+  using T = typename Wide<E>::type;
+  const E *grad, *x, *out;
+  E* grad_residual;
+  const T *centre, *scale, *shift;
+  int64_t channels;
+
+  // The gradient before the activation, and x - mean.
+  template <class L>
+  void read(int64_t at, int64_t c, typename L::V* g, typename L::V* d) const {
+    *g = L::load(grad + at + c);
+    *d = L::load(x + at + c) - L::load_wide(centre + c);
+    if constexpr (kActivation != kNone) {
+      if (out) *g = passed<L, kActivation>(*g, L::load(out + at + c));
+      else *g = passed<L, kActivation>(*g, L::multiply_add(*d, L::load_wide(scale + c), L::load_wide(shift + c)));
+    }
   }
-}
+
+  // Of a share and a block of channels: sums of that gradient, and of its product with x - mean.
+  void share(const Rows& shape, int64_t split, int64_t begin, int64_t end, double* sum, double* product) const {
+    for (int64_t c = begin; c < end; ++c) sum[c] = product[c] = 0;
+    const int64_t last = shape.first(split + 1);
+    for (int64_t row = shape.first(split); row < last; row += kRows) {
+      const int64_t stop = least(row + kRows, last);
+      for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+        using L = decltype(lanes);
+        auto total = L::zero(), total_product = L::zero();
+        for (int64_t at = row * channels; at < stop * channels; at += channels) {
+          typename L::V g, d;
+          read<L>(at, c, &g, &d);
+          total = total + g;
+          total_product = L::multiply_add(g, d, total_product);
+          if (grad_residual) L::store(grad_residual + at + c, g);
+        }
+        add_to<L>(sum + c, total);
+        add_to<L>(product + c, total_product);
+      });
+    }
+  }
+};
 
 template <class E, int64_t kActivation>
-void derivative(const View& grad, const View& x, const View& out, const View& weight, const View& mean, const View& var, double eps, const View& sums,
-                const View& grad_x, const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads) {
+void derivative(const View& grad, const View& x, const View& out, const View& weight, const View& bias, const View& mean, const View& var, double eps,
+                const View& sums, const View& grad_x, const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads) {
   using T = typename Wide<E>::type;
   const Rows shape(x, sums.shape[0]);
   const int64_t channels = shape.channels;
+  Scratch<T> scale(channels), shift(channels), slope(channels), constant(channels);
+  fill_scale<T>(weight, var, eps, scale.data());
+  for (int64_t c = 0; c < channels; ++c) shift[c] = is_none(bias) ? T{} : pointer<T>(bias)[c];
+  Derivative<E, kActivation> from{pointer<E>(grad), pointer<E>(x), is_none(out) ? nullptr : pointer<E>(out), is_none(grad_residual) ? nullptr : pointer<E>(grad_residual),
+                                  pointer<T>(mean), scale.data(), shift.data(), channels};
   double* parts = pointer<double>(sums);
-  parallel_for(shape.tasks(), 1, threads, [&](int64_t from, int64_t to) {
-    for (int64_t task = from; task < to; ++task) {
+  parallel_for(shape.tasks(), 1, threads, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
       const int64_t split = task / shape.blocks(), begin = task % shape.blocks() * shape.columns;
       double* part = parts + split * 2 * channels;
-      share_sums<E, kActivation>(grad, x, out, mean, shape, split, begin, least(begin + shape.columns, channels), part, part + channels);
+      from.share(shape, split, begin, least(begin + shape.columns, channels), part, part + channels);
     }
   });
-  Scratch<T> scale(channels), slope(channels), constant(channels);
-  fill_scale<T>(weight, var, eps, scale.data());
   const double rows = static_cast<double>(shape.rows);
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0, product = 0;
@@ -214,23 +236,24 @@ void derivative(const View& grad, const View& x, const View& out, const View& we
     if (!is_none(grad_weight)) pointer<T>(grad_weight)[c] = static_cast<T>(product / std::sqrt(variance));
     if (!is_none(grad_bias)) pointer<T>(grad_bias)[c] = static_cast<T>(sum);
   }
-  if (is_none(grad_x) && is_none(grad_residual)) return;
-  const T* centre = pointer<T>(mean);
-  E* to_x = is_none(grad_x) ? nullptr : pointer<E>(grad_x);
-  E* to_residual = is_none(grad_residual) ? nullptr : pointer<E>(grad_residual);
-  parallel_for(shape.rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
-    for (int64_t at = first * channels; at < last * channels; at += channels)
-      for_lanes<E>(0, channels, [&](auto lanes, int64_t c) {
-        using L = decltype(lanes);
-        auto g = L::load(pointer<E>(grad) + at + c);
-        if constexpr (kActivation != kNone) g = passed<L>(g, L::load(pointer<E>(out) + at + c), kActivation);
-        if (to_residual) L::store(to_residual + at + c, g);
-        if (!to_x) return;
-        const auto d = L::load(pointer<E>(x) + at + c) - L::load_wide(centre + c);
-        const auto inner = L::multiply_add(d, L::load_wide(slope.data() + c), g + L::load_wide(constant.data() + c));
-        L::store(to_x + at + c, inner * L::load_wide(scale.data() + c));
-      });
-  });
+  if (is_none(grad_x)) return;
+  E* to = pointer<E>(grad_x);
+  const auto write = [&](const auto& reader) {
+    // Backwards: the rows that the sums read last are still in the cache.
+    parallel_for(shape.rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
+      for (int64_t at = (last - 1) * channels; at >= first * channels; at -= channels)
+        for_lanes<E>(0, channels, [&](auto lanes, int64_t c) {
+          using L = decltype(lanes);
+          typename L::V g, d;
+          reader.template read<L>(at, c, &g, &d);
+          const auto inner = L::multiply_add(d, L::load_wide(slope.data() + c), g + L::load_wide(constant.data() + c));
+          L::store(to + at + c, inner * L::load_wide(scale.data() + c));
+        });
+    });
+  };
+  // The residual's gradient has the mask in it already.
+  if (from.grad_residual) write(Derivative<E, kNone>{from.grad_residual, from.x, nullptr, nullptr, from.centre, from.scale, from.shift, channels});
+  else write(from);
 }
 
 template <class Function>
@@ -299,14 +322,14 @@ void batch_norm_apply(const View& x, const View& residual, const View& weight, c
   });
 }
 
-void batch_norm_backward(const View& grad, const View& x, const View& out, const View& weight, const View& mean, const View& var, double eps,
-                         int64_t activation, const View& sums, const View& grad_x, const View& grad_residual, const View& grad_weight,
+void batch_norm_backward(const View& grad, const View& x, const View& out, const View& weight, const View& bias, const View& mean, const View& var,
+                         double eps, int64_t activation, const View& sums, const View& grad_x, const View& grad_residual, const View& grad_weight,
                          const View& grad_bias, int64_t threads) {
   const char* op = "batch_norm_backward";
   check_map(op, x, x);
   check_map(op, grad, x);
-  if (activation != kNone) check_map(op, out, x);
-  const View *maps[] = {&grad_x, &grad_residual}, *rows[] = {&weight, &grad_weight, &grad_bias};
+  if (!is_none(out)) check_map(op, out, x);
+  const View *maps[] = {&grad_x, &grad_residual}, *rows[] = {&weight, &bias, &grad_weight, &grad_bias};
   for (const View* map : maps)
     if (!is_none(*map)) check_map(op, *map, x);
   for (const View* row : rows)
@@ -317,7 +340,7 @@ void batch_norm_backward(const View& grad, const View& x, const View& out, const
   if (x.shape[1] == 0) return;
   with_activation(op, activation, [&](auto kind) {
     with_float(op, x.dtype, [&](auto element) {
-      derivative<decltype(element), decltype(kind)::value>(grad, x, out, weight, mean, var, eps, sums, grad_x, grad_residual, grad_weight, grad_bias, threads);
+      derivative<decltype(element), decltype(kind)::value>(grad, x, out, weight, bias, mean, var, eps, sums, grad_x, grad_residual, grad_weight, grad_bias, threads);
     });
   });
 }

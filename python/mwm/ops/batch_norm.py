@@ -129,13 +129,14 @@ class _BatchNorm(torch.autograd.Function):
         native.core().batch_norm_apply(
             *map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), native.threads()
         )
-        ctx.save_for_backward(x, out if activation else None, weight, mean, var)
+        # Without a residual the mask of the activation is computed again from x, which saves reading the result twice.
+        ctx.save_for_backward(x, out if activation and residual is not None else None, weight, bias, mean, var)
         ctx.eps, ctx.activation = eps, activation
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, out, weight, mean, var = ctx.saved_tensors
+        x, out, weight, bias, mean, var = ctx.saved_tensors
         needs_x, _, _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
             return _differentiable(ctx, grad)
@@ -147,7 +148,7 @@ class _BatchNorm(torch.autograd.Function):
         grad_bias = torch.empty_like(mean) if needs_bias else None
         sums = _sums(x)
         native.core().batch_norm_backward(
-            *map(native.view, (grad, x, out, weight, mean, var)), ctx.eps, ctx.activation, native.view(sums), native.view(grad_x),
+            *map(native.view, (grad, x, out, weight, bias, mean, var)), ctx.eps, ctx.activation, native.view(sums), native.view(grad_x),
             native.view(grad_residual if ctx.activation else None), native.view(grad_weight), native.view(grad_bias), native.threads()
         )
         return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None
@@ -155,11 +156,12 @@ class _BatchNorm(torch.autograd.Function):
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple:
     """The same derivative through torch, for create_graph=True: torch knows the second one."""
-    x, out, weight, _, _ = ctx.saved_tensors
+    x, out, weight, bias, _, _ = ctx.saved_tensors
+    norm = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
     if ctx.activation:
+        out = norm.detach() if out is None else out
         inside = out > 0 if ctx.activation == 1 else (out > 0) & (out < 6)
         grad = torch.where(inside | out.isnan(), grad, 0)
-    norm = F.batch_norm(x, None, None, weight, None, True, 0.0, ctx.eps)
     leaves = [x, weight] if weight is not None else [x]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = dict(zip(map(id, wanted), torch.autograd.grad(norm, wanted, grad, create_graph=True) if wanted else (), strict=True))
