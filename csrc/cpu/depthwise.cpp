@@ -1,176 +1,263 @@
 // Depthwise convolution of packed tiles and its derivative in the input: one filter per channel, vectors along the channels.
 //
-// A task is a share of the tile rows. For each strip of up to kStrip target positions the plan is looked up once: it gives, for
-// every tap row, the sources of the strip's columns, and hidden ones point to a row of zeros. Tap rows that see nothing are left
-// out. Then the sums of the strip stay in registers over all taps, vector by vector.
+// A task is a range of tiles, taken in groups. Per tile the plan is looked up once: into a table of the source positions under the
+// tile's window, hidden ones pointing to zeros, and a list of strips of up to eight positions with the runs of taps that see anything.
+// Then, block of channels by block, so that filters and windows stay in the first cache, the sums of a strip stay in registers over
+// its runs. The filters of a run stay in registers too, and every input is loaded (and widened) once for all taps that use it.
 #include "conv_window.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace mwm {
 namespace MWM_ISA {
 namespace {
 
-constexpr int kStrip = 8;
+constexpr int kBlockVectors = 4;
 
-// Weight [C, 1, kh, kw] as [tap][channel] in the type of the sums.
-template <class E, class T>
-void filters_by_tap(const View& weight, T* out) {
-  const int64_t channels = weight.shape[0], kernel_h = weight.shape[2], kernel_w = weight.shape[3];
-  const E* from = pointer<E>(weight);
-  for (int64_t u = 0; u < kernel_h; ++u)
-    for (int64_t v = 0; v < kernel_w; ++v, out += channels)
-      for (int64_t c = 0; c < channels; ++c) out[c] = widen(from[c * weight.strides[0] + u * weight.strides[2] + v * weight.strides[3]]);
+// Runs of taps that have unrolled code; others are cut into these.
+constexpr int run_of(int64_t taps) {
+  return taps >= 7 ? 7 : taps >= 5 ? 5 : taps >= 3 ? 3 : taps >= 2 ? 2 : 1;
 }
 
-// A vector of values, widened; with kWhole all lanes exist, else `lanes` do and the rest is zero.
-template <bool kWhole, class T, class E>
-inline typename Simd<T>::Vector load_wide(const E* from, int64_t lanes) {
+// Adds N taps side by side to J positions whose sources lie S columns apart (kStep where S is 0).
+template <int J, int NV, int N, int S, class E, class T>
+__attribute__((always_inline)) inline void add_taps(const E* const* columns, int64_t step, const T* filters, int64_t filter_step, int64_t channel,
+                                                    const Lanes<T>* lanes, typename Simd<T>::Vector (&sum)[NV][J]) {
+  using Vector = typename Simd<T>::Vector;
   constexpr int L = kLanes<T>;
-  if constexpr (kWhole && sizeof(E) == sizeof(T)) {
-    return load(reinterpret_cast<const T*>(from));
+  Vector w[NV][N];
+  MWM_UNROLL for (int i = 0; i < N; ++i) MWM_UNROLL for (int v = 0; v < NV; ++v) w[v][i] = load(filters + i * filter_step + v * L);
+  if constexpr (S == 0) {
+    MWM_UNROLL for (int k = 0; k < J; ++k) MWM_UNROLL for (int v = 0; v < NV; ++v)
+      sum[v][k] = fused(load_lanes(columns[k * step] + channel + v * L, lanes[v]), w[v][0], sum[v][k]);
   } else {
-    T values[L] = {};
-    for (int64_t i = 0; i < (kWhole ? L : lanes); ++i) values[i] = widen(from[i]);
-    return load(values);
+    MWM_UNROLL for (int c = 0; c < (J - 1) * S + N; ++c) {
+      const E* from = columns[c] + channel;
+      MWM_UNROLL for (int v = 0; v < NV; ++v) {
+        const Vector x = load_lanes(from + v * L, lanes[v]);
+        MWM_UNROLL for (int i = 0; i < N; ++i)
+          if (c >= i && (c - i) % S == 0 && (c - i) / S < J) sum[v][(c - i) / S] = fused(x, w[v][i], sum[v][(c - i) / S]);
+      }
+    }
   }
 }
 
-template <bool kWhole, class T, class E>
-inline void store_narrow(E* to, typename Simd<T>::Vector x, int64_t lanes) {
-  constexpr int L = kLanes<T>;
-  if constexpr (kWhole && sizeof(E) == sizeof(T)) {
-    store(reinterpret_cast<T*>(to), x);
-  } else {
-    T values[L];
-    store(values, x);
-    for (int64_t i = 0; i < (kWhole ? L : lanes); ++i) to[i] = narrow<E>(values[i]);
-  }
-}
+// Up to seven taps side by side: their sources, the number of the first, and how many.
+template <class E>
+struct Run {
+  const E* const* columns;
+  int32_t tap, taps;
+};
 
-// What a strip sees: the source columns of every tap row, and for every tap that sees anything its first column.
+// Positions side by side (a stride apart in the adjoint of a strided window, where those share their taps), and their runs.
 template <class E>
 struct Strip {
-  struct Entry {
-    const E* const* columns;
-    int64_t tap;
-  };
-  int64_t width;
-  Scratch<const E*> columns;  // [kernel_h][width]
-  Scratch<int32_t> seen;      // [width + 1] visible columns before each
-  Scratch<Entry> entries;     // [kernel_h * kernel_w]
-  int64_t count = 0, step = 1;
-
-  Strip(const Window& w, bool adjoint)
-      : width((kStrip - 1) * (adjoint ? 1 : w.stride) + (w.kernel_w - 1) * w.dilation_w + 2), columns(w.kernel_h * width), seen(width + 1),
-        entries(w.taps()) {}
+  E* out;
+  const Run<E>* runs;
+  int32_t count, length;
 };
 
 template <class E, class T>
 struct Depthwise {
-  const View &source, &bias, &target;
+  const View &source, &weight, &bias, &target;
   const Neighbours& plan;
   const Window& window;
-  const T* filters;
   const E* zeros;
   bool adjoint;
+  // The window of a tile: source rows and columns relative to the tile of the same place.
+  int64_t first_row, height, first_column, width;
 
-  // Entries of the strip of positions (i, first + k * step), k < length, of tile n. In the adjoint of a strided window, positions
-  // that lie a stride apart share their taps and read neighbouring columns.
-  void find(Strip<E>& strip, int64_t n, int64_t i, int64_t first, int64_t length) const {
-    const int64_t channels = source.shape[1], column = plan.coords[3 * n + 2], edge = plan.source_edge, s = window.stride;
-    const int64_t reach = (window.kernel_w - 1) * window.dilation_w;
-    const int64_t origin = adjoint ? floor_div(first + window.left - reach, s) : first * s - window.left;
-    const int64_t width = adjoint ? floor_div(first + window.left, s) - origin + length : (length - 1) * s + reach + 1;
-    strip.step = adjoint ? 1 : s;
-    strip.count = 0;
-    for (int64_t u = 0; u < window.kernel_h; ++u) {
-      int64_t position;
-      const int32_t* row = plan.slot_row(n, i, u, &position);
-      if (!row) continue;
-      const E** columns = strip.columns.data() + u * strip.width;
-      int64_t tile = floor_div(origin, edge), across = origin - tile * edge;
-      strip.seen[0] = 0;
+  Depthwise(const View& source_, const View& weight_, const View& bias_, const View& target_, const Neighbours& plan_, const Window& w, const E* zeros_,
+            bool adjoint_)
+      : source(source_), weight(weight_), bias(bias_), target(target_), plan(plan_), window(w), zeros(zeros_), adjoint(adjoint_) {
+    extent(w.top, (w.kernel_h - 1) * w.dilation_h, &first_row, &height);
+    extent(w.left, (w.kernel_w - 1) * w.dilation_w, &first_column, &width);
+  }
+
+  void extent(int64_t before, int64_t reach, int64_t* first, int64_t* size) const {
+    const int64_t last = plan.target_edge - 1, s = window.stride;
+    *first = adjoint ? floor_div(before - reach, s) : -before;
+    *size = (adjoint ? floor_div(last + before, s) : last * s + reach - before) - *first + 1;
+  }
+
+  int64_t target_step() const { return adjoint ? window.stride : 1; }
+  int64_t source_step() const { return adjoint ? 1 : window.stride; }
+  // Taps of a run lie one apart in the source; in the adjoint that is a stride backwards in the filter.
+  int64_t tap_step() const { return adjoint && window.dilation_w == 1 ? -window.stride : adjoint ? -1 : 1; }
+  bool has_runs() const { return sizeof(E) != 8 && window.dilation_w == 1 && source_step() <= 2; }
+
+  // table [height][width] of sources; seen [height][width + 1] counts the visible ones before each column.
+  void find(int64_t n, const E** table, int32_t* seen) const {
+    const int64_t edge = plan.source_edge, channels = source.shape[1];
+    const int32_t* place = plan.coords + 3 * n;
+    for (int64_t r = 0; r < height; ++r, table += width, seen += width + 1) {
+      const int64_t tile_row = floor_div(first_row + r, edge), position = first_row + r - tile_row * edge, at_row = place[1] + tile_row;
+      const int32_t* slots = at_row < 0 || at_row >= plan.rows ? nullptr : plan.slots + (place[0] * plan.rows + at_row) * plan.columns;
+      int64_t tile = floor_div(first_column, edge), across = first_column - tile * edge;
+      int32_t count = seen[0] = 0;
       for (int64_t c = 0; c < width; ++tile, across = 0) {
-        const int64_t at = column + tile;
-        const int32_t slot = at < 0 || at >= plan.columns ? -1 : row[at];
+        const int64_t at = place[2] + tile;
+        const int32_t slot = !slots || at < 0 || at >= plan.columns ? -1 : slots[at];
         const E* from = slot < 0 ? zeros : pointer<E>(source) + ((slot * edge + position) * edge + across) * channels;
-        for (; across < edge && c < width; ++across, ++c) {
-          columns[c] = from;
-          strip.seen[c + 1] = strip.seen[c] + (slot >= 0);
-          if (slot >= 0) from += channels;
+        const int64_t step = slot < 0 ? 0 : channels;
+        for (; across < edge && c < width; ++across, ++c, from += step) {
+          table[c] = from;
+          seen[c + 1] = count += slot >= 0;
         }
-      }
-      for (int64_t v = 0; v < window.kernel_w; ++v) {
-        int64_t begin = v * window.dilation_w;
-        if (adjoint) {
-          const int64_t distance = first + window.left - begin;
-          begin = floor_div(distance, s) - origin;
-          if ((begin + origin) * s != distance) continue;
-        }
-        if (strip.seen[begin + (length - 1) * strip.step + 1] > strip.seen[begin]) strip.entries[strip.count++] = {columns + begin, u * window.kernel_w + v};
       }
     }
   }
 
-  template <int J, int NV, bool kWhole, bool kUnitStep>
-  void multiply(const Strip<E>& strip, int64_t channel, int64_t lanes, E* const* out) const {
+  // Runs of the positions (i, first + k * target_step), k < length, that see anything; taps in the order of the sources.
+  Run<E>* runs_of(int64_t i, int64_t first, int64_t length, const E* const* table, const int32_t* seen, Run<E>* runs) const {
+    const Window& w = window;
+    const int64_t s = w.stride, reach = (length - 1) * source_step();
+    const bool single = length == 1 || !has_runs();
+    for (int64_t u = 0; u < w.kernel_h; ++u) {
+      int64_t row = adjoint ? i + w.top - u * w.dilation_h : i * s + u * w.dilation_h;
+      if (adjoint) {
+        const int64_t from = s == 1 ? row : floor_div(row, s);
+        if (from * s != row) continue;
+        row = from - first_row;
+      }
+      const int32_t* visible = seen + row * (width + 1);
+      if (visible[width] == 0) continue;
+      for (int64_t v = adjoint ? w.kernel_w - 1 : 0; v >= 0 && v < w.kernel_w;) {
+        int64_t column = adjoint ? first + w.left - v * w.dilation_w : first * s + v * w.dilation_w;
+        if (adjoint) {
+          const int64_t from = s == 1 ? column : floor_div(column, s);
+          if (from * s != column) {
+            --v;
+            continue;
+          }
+          column = from - first_column;
+        }
+        const int taps = single ? 1 : run_of(adjoint ? v / s + 1 : w.kernel_w - v);
+        *runs = {table + row * width + column, static_cast<int32_t>(u * w.kernel_w + v), taps};
+        runs += visible[column + reach + taps] > visible[column];
+        v += single ? (adjoint ? -1 : 1) : taps * tap_step();
+      }
+    }
+    return runs;
+  }
+
+  // All strips of tile n; returns the ends of what was written.
+  void strips_of(int64_t n, const E* const* table, const int32_t* seen, Strip<E>*& strips, Run<E>*& runs) const {
+    const int64_t edge = plan.target_edge, step = target_step();
+    for (int64_t i = 0; i < edge; ++i)
+      for (int64_t residue = 0; residue < step; ++residue)
+        for (int64_t j = residue, left = (edge - residue + step - 1) / step; left > 0;) {
+          const int64_t length = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+          Run<E>* end = runs_of(i, j, length, table, seen, runs);
+          *strips++ = {pointer<E>(target) + ((n * edge + i) * edge + j) * target.shape[1], runs, static_cast<int32_t>(end - runs), static_cast<int32_t>(length)};
+          runs = end;
+          left -= length, j += length * step;
+        }
+  }
+
+  // Filters as [block][tap][channel], zero beyond the last channel.
+  void filters_by_block(int64_t block, T* out) const {
+    const int64_t channels = source.shape[1], kernel_w = window.kernel_w, taps = window.taps();
+    const bool flat = window.kernel_h == 1 || weight.strides[2] == kernel_w * weight.strides[3];
+    for (int64_t first = 0; first < channels; first += block, out += taps * block) {
+      const int64_t count = least(block, channels - first);
+      if (count < block) std::memset(out, 0, static_cast<size_t>(taps * block) * sizeof(T));
+      for (int64_t c = 0; c < count; ++c) {
+        const E* from = pointer<E>(weight) + (first + c) * weight.strides[0];
+        T* to = out + c;
+        if (flat && weight.strides[3] == 1) {
+          for (int64_t tap = 0; tap < taps; ++tap, to += block) *to = widen(from[tap]);
+        } else {
+          for (int64_t tap = 0; tap < taps; ++tap, to += block) *to = widen(from[tap / kernel_w * weight.strides[2] + tap % kernel_w * weight.strides[3]]);
+        }
+      }
+    }
+  }
+
+  template <int J, int NV, int S>
+  __attribute__((noinline)) void sum_strip(const Strip<E>& strip, const T* filters, int64_t block, int64_t channel) const {
     using Vector = typename Simd<T>::Vector;
     constexpr int L = kLanes<T>;
-    const int64_t channels = source.shape[1], step = kUnitStep ? 1 : strip.step;
-    Vector sum[J][NV];
+    Vector sum[NV][J];
+    Lanes<T> lanes[NV];
     MWM_UNROLL for (int v = 0; v < NV; ++v) {
-      const Vector start = is_none(bias) ? Vector{} : load_wide<kWhole, T>(pointer<E>(bias) + channel + v * L, lanes);
-      MWM_UNROLL for (int k = 0; k < J; ++k) sum[k][v] = start;
+      lanes[v] = Lanes<T>(source.shape[1] - channel - v * L);
+      const Vector start = is_none(bias) ? Vector{} : load_lanes(pointer<E>(bias) + channel + v * L, lanes[v]);
+      MWM_UNROLL for (int k = 0; k < J; ++k) sum[v][k] = start;
     }
-    for (int64_t i = 0; i < strip.count; ++i) {
-      const E* const* from = strip.entries[i].columns;
-      const T* filter = filters + strip.entries[i].tap * channels + channel;
-      Vector w[NV];
-      MWM_UNROLL for (int v = 0; v < NV; ++v) w[v] = load_wide<kWhole, T>(filter + v * L, lanes);
-      MWM_UNROLL for (int k = 0; k < J; ++k) {
-        const E* x = from[k * step] + channel;
-        MWM_UNROLL for (int v = 0; v < NV; ++v) sum[k][v] = fused(load_wide<kWhole, T>(x + v * L, lanes), w[v], sum[k][v]);
+    const int64_t step = source_step(), filter_step = tap_step() * block;
+    for (const Run<E>* run = strip.runs; run < strip.runs + strip.count; ++run) {
+      const T* f = filters + run->tap * block;
+      if constexpr (S == 0) {
+        add_taps<J, NV, 1, 0>(run->columns, step, f, filter_step, channel, lanes, sum);
+      } else {
+        switch (run->taps) {
+          case 7: add_taps<J, NV, 7, S>(run->columns, step, f, filter_step, channel, lanes, sum); break;
+          case 5: add_taps<J, NV, 5, S>(run->columns, step, f, filter_step, channel, lanes, sum); break;
+          case 3: add_taps<J, NV, 3, S>(run->columns, step, f, filter_step, channel, lanes, sum); break;
+          case 2: add_taps<J, NV, 2, S>(run->columns, step, f, filter_step, channel, lanes, sum); break;
+          default: add_taps<J, NV, 1, S>(run->columns, step, f, filter_step, channel, lanes, sum);
+        }
       }
     }
-    MWM_UNROLL for (int k = 0; k < J; ++k)
-      MWM_UNROLL for (int v = 0; v < NV; ++v) store_narrow<kWhole, T>(out[k] + channel + v * L, sum[k][v], lanes);
+    const int64_t out_step = target_step() * target.shape[1];
+    MWM_UNROLL for (int k = 0; k < J; ++k) MWM_UNROLL for (int v = 0; v < NV; ++v)
+      store_lanes(strip.out + k * out_step + channel + v * L, sum[v][k], lanes[v]);
   }
 
-  template <int J, bool kUnitStep>
-  void channels_of(const Strip<E>& strip, E* const* out) const {
-    constexpr int NV = J >= 8 ? 2 : J >= 4 ? 4 : 8;
-    constexpr int64_t width = NV * kLanes<T>;
-    const int64_t channels = source.shape[1];
-    int64_t channel = 0;
-    for (; channel + width <= channels; channel += width) multiply<J, NV, true, kUnitStep>(strip, channel, width, out);
-    for (; channel + kLanes<T> <= channels; channel += kLanes<T>) multiply<J, 1, true, kUnitStep>(strip, channel, kLanes<T>, out);
-    if (channel < channels) multiply<J, 1, false, kUnitStep>(strip, channel, channels - channel, out);
+  template <int J, int S>
+  void channels_of(const Strip<E>& strip, const T* filters, int64_t channel, int64_t block) const {
+    constexpr int NV = J == 8 ? 1 : J == 1 ? 4 : 2, L = kLanes<T>;
+    const int64_t end = least(channel + block, source.shape[1]);
+    int64_t c = channel;
+    for (; c + (NV - 1) * L < end; c += NV * L) sum_strip<J, NV, S>(strip, filters + (c - channel), block, c);
+    for (; c < end; c += L) sum_strip<J, 1, S>(strip, filters + (c - channel), block, c);
   }
 
-  template <int J>
-  void strip_of(Strip<E>& strip, int64_t n, int64_t i, int64_t first, int64_t step) const {
-    find(strip, n, i, first, J);
-    E* out[J];
-    for (int k = 0; k < J; ++k) out[k] = pointer<E>(target) + ((n * plan.target_edge + i) * plan.target_edge + first + k * step) * target.shape[1];
-    if (strip.step == 1) channels_of<J, true>(strip, out);
-    else channels_of<J, false>(strip, out);
+  template <int S>
+  void sum_strips(const Strip<E>* strips, const Strip<E>* end, const T* filters, int64_t channel, int64_t block) const {
+    for (; strips < end; ++strips) switch (strips->length) {
+        case 8: channels_of<8, S>(*strips, filters, channel, block); break;
+        case 4: channels_of<4, S>(*strips, filters, channel, block); break;
+        case 2: channels_of<2, S>(*strips, filters, channel, block); break;
+        default: channels_of<1, 0>(*strips, filters, channel, block);
+      }
   }
 
-  void run(int64_t begin, int64_t end) const {
-    Strip<E> strip(window, adjoint);
-    const int64_t edge = plan.target_edge, step = adjoint ? window.stride : 1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / edge, i = unit - n * edge;
-      for (int64_t residue = 0; residue < step; ++residue) {
-        int64_t j = residue, left = (edge - residue + step - 1) / step;
-        for (; left >= 8; left -= 8, j += 8 * step) strip_of<8>(strip, n, i, j, step);
-        for (; left >= 4; left -= 4, j += 4 * step) strip_of<4>(strip, n, i, j, step);
-        for (; left >= 2; left -= 2, j += 2 * step) strip_of<2>(strip, n, i, j, step);
-        for (; left >= 1; left -= 1, j += step) strip_of<1>(strip, n, i, j, step);
+  void run(int64_t begin, int64_t end, int64_t block) const {
+    constexpr int64_t kListBytes = 1 << 16;
+    const int64_t channels = source.shape[1], blocks = (channels + block - 1) / block, edge = plan.target_edge, positions = edge * edge;
+    const int64_t table_size = height * width, most_runs = positions * window.taps();
+    const int64_t group = least(end - begin, most<int64_t>(1, kListBytes / (table_size * int64_t{sizeof(E*)} + most_runs * int64_t{sizeof(Run<E>)} / 4)));
+    Scratch<T> filters(blocks * window.taps() * block);
+    Scratch<int32_t> seen(height * (width + 1));
+    Scratch<const E*> tables(group * table_size);
+    Scratch<Run<E>> runs(group * most_runs + 1);
+    Scratch<Strip<E>> strips(group * positions);
+    filters_by_block(block, filters.data());
+    for (int64_t first = begin; first < end; first += group) {
+      Strip<E>* last = strips.data();
+      Run<E>* free = runs.data();
+      for (int64_t n = first; n < least(first + group, end); ++n) {
+        const E** table = tables.data() + (n - first) * table_size;
+        find(n, table, seen.data());
+        strips_of(n, table, seen.data(), last, free);
+      }
+      for (int64_t b = 0; b < blocks; ++b) {
+        const T* f = filters.data() + b * window.taps() * block;
+        if (!has_runs()) sum_strips<0>(strips.data(), last, f, b * block, block);
+        else if (source_step() == 1) sum_strips<1>(strips.data(), last, f, b * block, block);
+        else sum_strips<2>(strips.data(), last, f, b * block, block);
       }
     }
   }
 };
+
+// Vectors of channels in a block: as many as leave the window of a tile and the filters in the first cache.
+int64_t block_vectors(int64_t window_positions, int64_t taps, int64_t vectors) {
+  constexpr int64_t kBytes = 32768;
+  const int64_t fit = kBytes / ((window_positions + taps) * kVectorBytes);
+  return least(vectors, fit >= kBlockVectors ? kBlockVectors : fit >= 2 ? 2 : int64_t{1});
+}
 
 void run(const char* op, const View& source, const View& weight, const View& bias, const View& coords, const View& slots, const Ints& geometry,
          const View& workspace, const View& target, int64_t threads, bool adjoint) {
@@ -191,21 +278,20 @@ void run(const char* op, const View& source, const View& weight, const View& bia
     check_contiguous(op, bias);
     if (bias.shape[0] != channels) fail("%s: bias does not fit the channels", op);
   }
-  const bool wide = source.dtype == DType::kFloat64;
-  check(op, workspace, 1, wide ? DType::kFloat64 : DType::kFloat32);
-  if (workspace.shape[0] < (w.taps() + 1) * channels) fail("%s: workspace must have %lld elements", op, static_cast<long long>((w.taps() + 1) * channels));
-  const int64_t units = target.shape[0] * target.shape[2];
-  if (units == 0 || channels == 0) return;
+  check(op, workspace, 1, source.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32);
+  if (workspace.shape[0] < channels) fail("%s: workspace must have %lld elements", op, static_cast<long long>(channels));
+  const int64_t tiles = target.shape[0];
+  if (tiles == 0 || target.shape[2] == 0 || channels == 0) return;
   const Neighbours plan(coords, slots, w, target.shape[2], source.shape[2], adjoint);
   with_float(op, source.dtype, [&](auto element) {
     using E = decltype(element);
     using T = typename Wide<E>::type;
-    T* filters = pointer<T>(workspace);
-    filters_by_tap<E>(weight, filters);
-    E* zeros = reinterpret_cast<E*>(filters + w.taps() * channels);
+    E* zeros = pointer<E>(workspace);
     std::memset(zeros, 0, static_cast<size_t>(channels) * sizeof(E));
-    const Depthwise<E, T> product{source, bias, target, plan, w, filters, zeros, adjoint};
-    parallel_for(units, plan.target_edge, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
+    const Depthwise<E, T> product(source, weight, bias, target, plan, w, zeros, adjoint);
+    const int64_t vectors = (channels + kLanes<T> - 1) / kLanes<T>, per_block = block_vectors(product.height * product.width, w.taps(), vectors);
+    const int64_t cost = w.taps() * target.shape[2] * target.shape[2] * vectors;
+    parallel_for(tiles, 8192 / (cost + 1) + 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end, per_block * kLanes<T>); });
   });
 }
 
