@@ -41,6 +41,7 @@ struct Filters {
   Groups groups;
   int64_t taps, kernel_w, group_step, input_step, output_step, depth;
   bool dot;
+  static constexpr int64_t kAhead = 16;
 
   Filters(const View& w, const Window& window, bool adjoint, bool with_dot)
       : weight(w),
@@ -56,26 +57,34 @@ struct Filters {
   template <class T> int64_t group_size() const { return taps * depth * round_up(groups.outputs(), kLanes<T>); }
   template <class T> int64_t offset(int64_t group, int64_t panel) const { return group * group_size<T>() + panel * kPanel<T> * taps * depth; }
 
-  // E: type of the weight, P: type in the panel (T, or E where `dot` interleaves two inputs), T: type of the sums.
   template <class E, class P, class T>
   void pack_panel(int64_t group, int64_t panel, P* out) const {
+    for (int64_t tap = 0; tap < taps; ++tap) pack_tap<E, P, T>(group, panel, tap, out + tap * depth * vectors<T>(panel) * kLanes<T>);
+  }
+
+  // One tap of a panel. E: type of the weight, P: type in the panel (T, or E where `dot` interleaves two inputs), T: type of the sums.
+  template <class E, class P, class T>
+  void pack_tap(int64_t group, int64_t panel, int64_t tap, P* out) const {
     const int64_t width = vectors<T>(panel) * kLanes<T>, first = panel * kPanel<T>;
     const int64_t lanes = least(groups.outputs() - first, width);
     const int64_t pair = dot ? 2 : 1;
     constexpr int64_t kBlock = 64;
-    const E* base = static_cast<const E*>(weight.data) + group * groups.joined * group_step;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const E* at = base + tap / kernel_w * weight.strides[2] + tap % kernel_w * weight.strides[3];
-      P* to = out + tap * depth * width;
-      for (int64_t begin = 0; begin < depth; begin += kBlock) {
-        const int64_t end = least(begin + kBlock, depth);
-        if (groups.joined > 1) pack_joined<E>(at, first, lanes, width, pair, begin, end, to);
-        else if (output_step == 1 && pair == 1) pack_rows<E, 1>(at + first, lanes, width, begin, end, to);
-        else if (output_step == 1) pack_rows<E, 2>(at + first, lanes, width, begin, end, to);
-        else if (pair == 1) pack_columns<E, 1>(at + first * output_step, lanes, width, begin, end, to);
-        else pack_columns<E, 2>(at + first * output_step, lanes, width, begin, end, to);
-      }
+    const E* at = static_cast<const E*>(weight.data) + group * groups.joined * group_step + tap / kernel_w * weight.strides[2] +
+                  tap % kernel_w * weight.strides[3];
+    for (int64_t begin = 0; begin < depth; begin += kBlock) {
+      const int64_t end = least(begin + kBlock, depth);
+      if (groups.joined > 1) pack_joined<E>(at, first, lanes, width, pair, begin, end, out);
+      else if (output_step == 1 && pair == 1) pack_rows<E, 1>(at + first, lanes, width, begin, end, out);
+      else if (output_step == 1) pack_rows<E, 2>(at + first, lanes, width, begin, end, out);
+      else if (pair == 1) pack_columns<E, 1>(at + first * output_step, lanes, width, begin, end, out);
+      else pack_columns<E, 2>(at + first * output_step, lanes, width, begin, end, out);
     }
+  }
+
+  // The weights of the next rows lie pages apart, where the machine does not look ahead by itself.
+  template <class E>
+  static void fetch(const E* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(from + i);
   }
 
   // Outputs lie side by side in the weight.
@@ -84,6 +93,8 @@ struct Filters {
     for (int64_t p = begin; p < end; p += kPair) {
       const E *first = at + p * input_step, *second = first + (kPair - 1) * input_step;
       P* row = to + p * width;
+      for (int64_t ahead = kAhead; ahead < kAhead + kPair; ++ahead)
+        if (p + ahead < depth) fetch(at + (p + ahead) * input_step, lanes);
       for (int64_t lane = 0; lane < lanes; ++lane) {
         row[kPair * lane] = panel_value<P>(first[lane]);
         if (kPair == 2) row[kPair * lane + 1] = panel_value<P>(second[lane]);
@@ -111,8 +122,10 @@ struct Filters {
   void pack_columns(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
     if constexpr (kPair == 1 && sizeof(E) == 4 && sizeof(P) == 4) {
       if (input_step == 1 && lanes == width && (end - begin) % 4 == 0) {
-        for (int64_t lane = 0; lane < width; lane += 4)
+        for (int64_t lane = 0; lane < width; lane += 4) {
+          for (int64_t ahead = lane + kAhead; ahead < least(lane + kAhead + 4, width); ++ahead) fetch(at + ahead * output_step + begin, end - begin);
           for (int64_t p = begin; p < end; p += 4) transpose(at + lane * output_step + p, output_step, to + p * width + lane, width);
+        }
         return;
       }
     }

@@ -13,7 +13,7 @@ namespace mwm {
 namespace MWM_ISA {
 namespace {
 
-constexpr int64_t kChunkRows = 256, kDepthBlock = 128, kSumBytes = 1 << 17;
+constexpr int64_t kChunkRows = 256, kDepthBlock = 128, kSumBytes = 1 << 17, kLargeFilters = 1 << 20, kFewRows = 1024;
 
 // Reads blocks of rows as the register block wants them: in place, or converted into a scratch.
 template <class E, class P, class T>
@@ -43,7 +43,7 @@ struct Product {
   const Filters& filters;
   const P* panels;
   int64_t units, units_per_chunk, panel_count, panels_per_task;
-  bool chunks_outside;
+  bool chunks_outside, pack_inside;  // pack_inside: a task packs its filters tap by tap into a scratch that stays in its cache
 
   int64_t chunks() const { return (units + units_per_chunk - 1) / units_per_chunk; }
   int64_t panel_blocks() const { return (panel_count + panels_per_task - 1) / panels_per_task; }
@@ -52,15 +52,17 @@ struct Product {
     const int64_t rows = units_per_chunk * plan.target_edge;
     Scratch<T> sums(panels_per_task * (rows + 1) * kPanel<T>);
     Scratch<int64_t> targets(rows + kMaxBlockRows), sources(rows + kMaxBlockRows);
+    Scratch<P> tap_filters(pack_inside ? filters.depth * kPanel<T> : 1);
     RowBlock<E, P, T> block;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = chunks_outside ? task / panel_blocks() : task % chunks();
       const int64_t first = (chunks_outside ? task % panel_blocks() : task / chunks()) * panels_per_task;
-      multiply(chunk, first, least(first + panels_per_task, panel_count), sums.data(), targets.data(), sources.data(), block);
+      multiply(chunk, first, least(first + panels_per_task, panel_count), sums.data(), targets.data(), sources.data(), tap_filters.data(), block);
     }
   }
 
-  void multiply(int64_t chunk, int64_t first_panel, int64_t last_panel, T* sums, int64_t* targets, int64_t* sources, RowBlock<E, P, T>& block) const {
+  void multiply(int64_t chunk, int64_t first_panel, int64_t last_panel, T* sums, int64_t* targets, int64_t* sources, P* tap_filters,
+                RowBlock<E, P, T>& block) const {
     const int64_t first = chunk * units_per_chunk, last = least(first + units_per_chunk, units);
     const int64_t rows = (last - first) * plan.target_edge, step = (rows + 1) * kPanel<T>, per_group = filters.panels<T>();
     std::memset(sums, 0, static_cast<size_t>((last_panel - first_panel) * step) * sizeof(T));
@@ -71,8 +73,13 @@ struct Product {
       for (int64_t i = count; i < count + kMaxBlockRows; ++i) targets[i] = rows, sources[i] = sources[count - 1];
       for (int64_t q = first_panel; q < last_panel; ++q)
         with_vectors(filters.vectors<T>(q % per_group), [&](auto vectors) {
-          this->template multiply_tap<decltype(vectors)::value>(tap, count, q / per_group, q % per_group, sums + (q - first_panel) * step, targets,
-                                                                sources, block);
+          constexpr int NV = decltype(vectors)::value;
+          const P* filter = panels + filters.offset<T>(q / per_group, q % per_group) + tap * filters.depth * NV * kLanes<T>;
+          if (pack_inside) {
+            filters.pack_tap<E, P, T>(q / per_group, q % per_group, tap, tap_filters);
+            filter = tap_filters;
+          }
+          this->template multiply_tap<NV>(filter, count, q / per_group, sums + (q - first_panel) * step, targets, sources, block);
         });
     }
     for (int64_t q = first_panel; q < last_panel; ++q) {
@@ -83,11 +90,10 @@ struct Product {
   }
 
   template <int NV>
-  void multiply_tap(int64_t tap, int64_t count, int64_t group, int64_t panel, T* sums, const int64_t* targets, const int64_t* sources,
+  void multiply_tap(const P* filter, int64_t count, int64_t group, T* sums, const int64_t* targets, const int64_t* sources,
                     RowBlock<E, P, T>& block) const {
     constexpr int MR = block_rows(NV), width = NV * kLanes<T>;
     const int64_t depth = filters.depth;
-    const P* filter = panels + filters.offset<T>(group, panel) + tap * depth * width;
     for (int64_t p = 0; p < depth; p += kDepthBlock) {
       const int64_t inputs = least(kDepthBlock, depth - p);
       for (int64_t i = 0; i < count; i += MR) {
@@ -116,25 +122,29 @@ void convolve(const View& source, const View& bias, const View& target, const Ne
   using T = typename Wide<E>::type;
   P* panels = static_cast<P*>(workspace.data);
   const int64_t panel_count = filters.groups.count * filters.panels<T>();
-  parallel_for(panel_count, 1, threads, [&](int64_t begin, int64_t end) {
+  const int64_t units = target.shape[0] * target.shape[2];
+  const int64_t filter_bytes = filters.groups.count * filters.group_size<T>() * static_cast<int64_t>(sizeof(P));
+  // Large filters over few rows: packed by whoever uses them, since writing all of them out costs as much as the products. The sums of
+  // all rows must fit the cache, and there must be panels enough for the threads.
+  const bool pack_inside = !stem && filter_bytes >= kLargeFilters && units * target.shape[2] <= kFewRows && panel_count >= 2 * threads;
+  if (!pack_inside) parallel_for(panel_count, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / filters.panels<T>(), panel = i % filters.panels<T>();
       filters.pack_panel<E, P, T>(group, panel, panels + filters.offset<T>(group, panel));
     }
   });
   if (stem) return stem_forward(source, plan, window, filters, panels, bias, target, threads);
-  const int64_t units = target.shape[0] * target.shape[2];
   // Smaller chunks where there would be too few tasks for the threads; the sums do not depend on how the work is cut.
   const int64_t wanted = most<int64_t>(1, 4 * threads / panel_count);
-  const int64_t units_per_chunk = most<int64_t>(1, least(kChunkRows / target.shape[2], units / wanted));
+  const int64_t units_per_chunk = pack_inside ? units : most<int64_t>(1, least(kChunkRows / target.shape[2], units / wanted));
   const int64_t chunks = (units + units_per_chunk - 1) / units_per_chunk;
   const int64_t panel_bytes = units_per_chunk * target.shape[2] * least<int64_t>(kPanel<T>, filters.groups.outputs()) * static_cast<int64_t>(sizeof(T));
-  const int64_t panels_per_task = most<int64_t>(1, least(least(kSumBytes / panel_bytes, panel_count), chunks * panel_count / (4 * threads)));
+  const int64_t panels_per_task = pack_inside ? 1 : most<int64_t>(1, least(least(kSumBytes / panel_bytes, panel_count), chunks * panel_count / (4 * threads)));
   // Whichever of rows and filters would be read again from farther away stays in the inner loop.
-  const int64_t per_group = filters.panels<T>(), filter_bytes = filters.groups.count * filters.group_size<T>() * static_cast<int64_t>(sizeof(P));
+  const int64_t per_group = filters.panels<T>();
   const int64_t source_bytes = source.shape[0] * source.shape[1] * source.shape[2] * source.shape[3] * static_cast<int64_t>(sizeof(E));
   const bool chunks_outside = (per_group - 1) * source_bytes > (chunks - 1) * filter_bytes;
-  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk, panel_count, panels_per_task, chunks_outside};
+  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk, panel_count, panels_per_task, chunks_outside, pack_inside};
   parallel_for(product.panel_blocks() * product.chunks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
 }
 
