@@ -41,6 +41,8 @@ CHAINS: dict[str, Callable] = {
     "relu": lambda n, x, s: F.relu(n(x)),
     "relu in place": lambda n, x, s: F.relu(n(x), inplace=True),
     "relu6": lambda n, x, s: F.relu6(n(x)),
+    "relu6 module": lambda n, x, s: nn.ReLU6(inplace=True)(n(x)),
+    "hardtanh": lambda n, x, s: F.hardtanh(n(x), -1.0, 1.0),
     "module": lambda n, x, s: nn.ReLU(inplace=True)(n(x)),
     "method": lambda n, x, s: n(x).relu(),
     "plus": lambda n, x, s: n(x) + s,

@@ -16,7 +16,8 @@ from .registry import handles, named
 
 _RELU = tuple(named(["relu", "relu_"]))
 _RELU6 = (F.relu6,)
-_IN_PLACE = frozenset(named(["relu_", "add_"]))
+_HARDTANH = tuple(named(["hardtanh", "hardtanh_"], (F,)))
+_IN_PLACE = frozenset(named(["relu_", "add_", "hardtanh_"]))
 
 
 @handles(*_RELU, *_RELU6)
@@ -26,8 +27,23 @@ def relu(function: Callable, args: tuple, kwargs: dict) -> Any:
     waiting = x._pending if isinstance(x, Packed) else None
     if waiting is None:
         return pointwise(function, args, kwargs)
-    data = waiting.result("relu6" if function in _RELU6 else "relu")
-    in_place = function in _IN_PLACE or kwargs.get("inplace", args[1] if len(args) > 1 else False)
+    in_place = kwargs.get("inplace", args[1] if len(args) > 1 else False)
+    return _activated(x, "relu6" if function in _RELU6 else "relu", function in _IN_PLACE or in_place)
+
+
+@handles(*_HARDTANH)
+def hardtanh(function: Callable, args: tuple, kwargs: dict) -> Any:
+    """Clamp to [min_val, max_val]; with 0 and 6 it is ReLU6, as torch.nn.ReLU6 calls it."""
+    given = {**dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)), **kwargs}
+    x = given.get("input")
+    if not isinstance(x, Packed) or x._pending is None or (given.get("min_val", -1.0), given.get("max_val", 1.0)) != (0, 6):
+        return pointwise(function, args, kwargs)
+    return _activated(x, "relu6", function in _IN_PLACE or given.get("inplace", False))
+
+
+def _activated(x: Packed, activation: str, in_place: bool) -> Packed:
+    """Compute the norm that x waits for, with an activation."""
+    data = x._pending.result(activation)
     if not in_place:
         return x._like(data)
     x._settle(data)
