@@ -51,10 +51,12 @@ def _layer_norm(x: Tensor, mask: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _decode_hidden(decoder: nn.Module, levels: list[Tensor | None], active: Tensor) -> Tensor:
-    """Blocks that know nothing of visible places but what the levels hold: every layer's output times the hidden mask."""
-    x = torch.zeros_like(levels[0])
+    """Every layer's output times the hidden mask; of visible places the blocks see the deepest level alone."""
+    x = levels[0]
     for level, (double, first, norm, act, second, last_norm) in zip(levels, decoder.blocks, strict=True):
-        y = double(x if level is None else x + level)
+        if level is not None and level is not x:
+            x = (x + level) * _expand(~active, x)
+        y = double(x)
         mask = _expand(~active, y)
         y = act(_visible_norm(first(y * mask) * mask, mask, norm)) * mask
         x = _visible_norm(second(y) * mask, mask, last_norm)

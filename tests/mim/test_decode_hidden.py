@@ -214,3 +214,14 @@ def test_a_compiled_step_in_one_graph_equals_the_eager_one() -> None:
     torch.compiler.reset()
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_densified_map_at_hidden_patches_is_that_of_the_whole_map(norm: str) -> None:
+    model, (images, active) = _toy(norm=norm), _batch()
+    maps, hidden = model.net(mwm.pack(images, active)), mwm.ops.build_plan(~active, 8)
+    for stride, index in ((4, 1), (8, 2)):
+        part = model.densify[str(stride)]
+        whole = part(maps[index])
+        torch.testing.assert_close(part.at_hidden(maps[index], hidden), mwm.ops.pack_tiles(whole, hidden), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(part.at_visible(maps[2]), mwm.ops.pack_tiles(whole, maps[2].plan), rtol=1e-11, atol=1e-12)

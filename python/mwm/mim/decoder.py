@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mwm.ops import TilePlan, pack_tiles
+from mwm.ops import TilePlan, batch_moments, batch_norm, tile_conv_between
 from mwm.sparse import Packed
 
 
@@ -23,6 +25,25 @@ class DecoderBlock(nn.Sequential):
             nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """The layers in turn, then `skip` added, with norms, activation and sum in one pass over memory where that is possible."""
+        double, first, norm, _, second, last = self
+        x = _normalise(norm, first(double(x)), activation="relu6")
+        return _normalise(last, second(x), skip=skip)
+
+
+def _normalise(norm: nn.BatchNorm2d, x: Tensor, *, activation: str | None = None, skip: Tensor | None = None) -> Tensor:
+    """norm(x), then a sum or an activation; in one pass in eager training on a CPU, through the modules elsewhere."""
+    plain = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None and not norm._forward_hooks and not norm._forward_pre_hooks
+    if plain and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.numel() >= 2 * x.shape[1]:
+        norm.num_batches_tracked.add_(1)
+        moments = batch_moments(x, norm.running_mean, norm.running_var, momentum=norm.momentum)
+        skip = skip if skip is None else skip.to(x.dtype)
+        return batch_norm(x, *moments, norm.weight, norm.bias, eps=norm.eps, residual=skip, activation=activation)
+    x = norm(x)
+    x = x if skip is None else x + skip
+    return F.relu6(x) if activation == "relu6" else x
 
 
 class Decoder(nn.Module):
@@ -64,28 +85,32 @@ class Decoder(nn.Module):
             Predicted pixels. [B, out_channels, h * 2^blocks, w * 2^blocks]
         """
         x = levels[0]
-        for level, block in zip(levels, self.blocks, strict=True):
-            x = block(x if level is None or level is x else x + level)
+        for block, skip in zip(self.blocks, [*levels[1:], None], strict=True):
+            x = block(x, skip)
         return self.pixels(x)
 
-    def decode_tiles(self, levels: list[Tensor | None], plan: TilePlan) -> Tensor:
+    def decode_tiles(self, levels: list[Tensor | None], plan: TilePlan, around: Packed) -> Tensor:
         """Decode the tiles of a plan only.
 
-        The transposed convolution of a block reads the whole level, so that what surrounds a tile enters at every stride, one
-        position deep; of what the blocks themselves computed, it and the 3x3 convolutions see tiles of the plan, and zero
-        beside them. The norms' statistics are those of the plan's tiles. With all patches in the plan this is `forward`.
+        Beside them a level is zero, but for the deepest, which is whole: what surrounds a tile enters through the first
+        transposed convolution, and through what the levels themselves have read of it. The norms' statistics are those of
+        the plan's tiles. With all patches in the plan this is `forward`.
 
         Args:
-            levels: as in `forward`.
-            plan: the tiles to decode, on a grid whose patches are 2^blocks * k pixels.
+            levels: as in `forward`, tiles of the plan. Entry i: [T, width / 2^i, t * 2^i, t * 2^i]
+            plan: the T tiles to decode.
+            around: the deepest level at all other places. [S, width, t, t]
 
         Returns:
-            Predicted pixels of the tiles. [T, out_channels, p, p]
+            Predicted pixels. [T, out_channels, p, p]
         """
-        x: Packed | None = None
-        for level, (double, *mix) in zip(levels, self.blocks, strict=True):
-            source = level if x is None else x.unpack() if level is None else x.unpack() + level
-            x = Packed(pack_tiles(double(source), plan), plan)
-            for layer in mix:
-                x = layer(x)
+        x = Packed(levels[0], plan)
+        for number, (block, skip) in enumerate(zip(self.blocks, [*levels[1:], None], strict=True)):
+            double, first, norm, _, second, last = block
+            doubled = tile_conv_between(x.tiles, double.weight, double.bias, plan, plan, stride=2, padding=1, transposed=True)
+            if number == 0:
+                doubled = doubled + tile_conv_between(around.tiles, double.weight, None, around.plan, plan, stride=2, padding=1, transposed=True)
+            x = Packed(doubled, plan)
+            x = last(second(F.relu6(norm(first(x)))))
+            x = x if skip is None else x + Packed(skip, plan)
         return self.pixels(x).tiles

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mwm.ops import unpack_tiles
+from mwm.ops import TilePlan, tile_conv, tile_conv_between, unpack_tiles
 from mwm.sparse import Packed, sparsify
 
 
@@ -69,3 +69,30 @@ class Densify(nn.Module):
         edge = tiles.shape[-1]
         visible = x.active.repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
         return self.project(torch.where(visible, dense, self.mask_token.to(dense.dtype)))
+
+    def at_visible(self, x: Packed) -> Tensor:
+        """The values of `forward` at visible patches, of the deepest scale alone: 1x1 sees no neighbour. [T, width, t, t]"""
+        return self.project(Packed(self.norm(x), x.plan)).tiles
+
+    def at_hidden(self, x: Packed, hidden: TilePlan) -> Tensor:
+        """The values of `forward` at the patches of the complement, to rounding, without the rest of the map.
+
+        Hidden places hold one token, so that what a window takes from them depends on which of its taps are hidden, not on
+        channels: it is the convolution of ones with the filters summed against the token. What it takes from visible
+        places is computed along the rim alone.
+
+        Args:
+            x: a map of the encoder. [T, C, t, t]
+            hidden: the patches that x does not have.
+
+        Returns:
+            [hidden.num_tiles, width, t, t]
+        """
+        edge = x.tiles.shape[-1]
+        token = self.mask_token
+        if not isinstance(self.project, nn.Conv2d) or self.project.kernel_size == (1, 1):
+            return self.project(token).expand(hidden.num_tiles, -1, edge, edge)
+        weight, bias = self.project.weight, self.project.bias
+        seen = tile_conv_between(self.norm(x), weight, None, x.plan, hidden, padding=1)
+        ones = seen.new_ones((hidden.num_tiles, 1, edge, edge))
+        return seen + tile_conv(ones, (weight * token).sum(1, keepdim=True).to(ones.dtype), bias.to(ones.dtype), hidden, padding=1)

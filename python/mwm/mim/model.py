@@ -34,11 +34,12 @@ class MaskedImageModel(nn.Module):
         in_chans: channels of the images; None takes those of the net's first convolution.
         decode: "dense" (the paper) decodes the whole image. "hidden" decodes the hidden patches only, at the price of what is
             hidden; parameters and keys are the same, so that a checkpoint of one serves the other. It is another function:
-            (1) the decoder's batch norms take mean and variance, and their running statistics, over the positions of hidden
-            patches of the batch, not over all; (2) at a visible place the decoder's own features are zero: a 3x3 convolution at
-            the rim of a hidden patch reads zeros there, as at the rim of the image. What is visible enters through the densified
-            maps, which are whole: their 3x3 projections and the transposed convolution that opens each block read them, each one
-            position deep, at every stride from the deepest to 4. With no visible patch both modes are the same function.
+            (1) the decoder's batch norms take mean and variance, and their running statistics, over the positions of the
+            batch's hidden patches, not over all; (2) of what is visible, a hidden patch sees the densified maps alone: the
+            deepest within reach of the first transposed convolution, that is the visible patches beside it, and each
+            shallower one through its 3x3 projection, one position deep. At a visible place the decoder's own features
+            are zero: a convolution at the rim of a hidden patch reads zeros there, as at the rim of the image.
+            With no visible patch both modes are the same function.
 
     Attributes:
         channels, strides: of the maps in use, deepest last.
@@ -123,26 +124,29 @@ class MaskedImageModel(nn.Module):
         """
         if self.decode == "hidden":
             return unpack_tiles(*self._predict_tiles(images, active, visible))
-        return self.decoder(self._levels(images, active, visible))
+        levels = self._maps_by_level(images, active, visible)
+        return self.decoder([level and level[0](level[1]) for level in levels])
 
-    def _levels(self, images: Tensor, active: Tensor, visible: int | None) -> list[Tensor | None]:
-        """The densified maps as the decoder takes them, deepest first."""
+    def _maps_by_level(self, images: Tensor, active: Tensor, visible: int | None) -> list[tuple[Densify, Packed] | None]:
+        """The encoder's maps with what densifies them, one entry per block of the decoder, deepest first."""
         self._check(images, active)
         maps = _as_list(self.net(pack(images.contiguous(memory_format=torch.channels_last), active, visible=visible)))
-        levels: list[Tensor | None] = [None] * len(self.decoder.blocks)
+        levels: list[tuple[Densify, Packed] | None] = [None] * len(self.decoder.blocks)
         for stride, index in zip(self.strides, self._maps, strict=True):
-            levels[len(levels) - (stride.bit_length() - 1)] = self.densify[str(stride)](maps[index])
+            levels[len(levels) - (stride.bit_length() - 1)] = self.densify[str(stride)], maps[index]
         return levels
 
     def _predict_tiles(self, images: Tensor, active: Tensor, visible: int | None) -> tuple[Tensor, TilePlan]:
         """The decoder's output at the hidden patches, and where they lie. [T, C, p, p]"""
-        levels = self._levels(images, active, visible)
+        levels = self._maps_by_level(images, active, visible)
         hidden = None if visible is None else active.shape[1] * active.shape[2] - visible
         plan = build_plan(~active, self.patch_size, visible=hidden)
         if hidden is None and torch.compiler.is_compiling():
             torch._check(plan.coords.shape[0] >= 2)  # as in `pack`
         plan = plan if plan.device == images.device else plan.to(images.device)
-        return self.decoder.decode_tiles(levels, plan), plan
+        deepest, seen = levels[0]
+        around = Packed(deepest.at_visible(seen), seen.plan)
+        return self.decoder.decode_tiles([level and level[0].at_hidden(level[1], plan) for level in levels], plan, around), plan
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, active: Tensor) -> Tensor:

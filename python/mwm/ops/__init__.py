@@ -12,6 +12,7 @@ from .plan import TilePlan, build_plan
 from .region_coverage import region_coverage
 from .sample_active import sample_active, to_q32
 from .tile_conv import tile_conv
+from .tile_conv_between import tile_conv_between
 from .tile_pool import tile_pool
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "sample_active",
     "table",
     "tile_conv",
+    "tile_conv_between",
     "tile_pool",
     "to_q32",
     "unpack_tiles",
