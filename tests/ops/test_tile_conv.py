@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mwm import ops
 from mwm.ops.conv_geometry import conv_numbers
-from mwm.ops.tile_conv import pointwise_conv
+from mwm.ops.pointwise_conv import pointwise_conv
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,7 @@ def test_a_write_to_what_is_still_to_be_read_is_refused() -> None:
     waiting = _norm()(x) + s
     with torch.no_grad():
         s.tiles.mul_(2)
-    with pytest.raises(RuntimeError, match="modified in place. Write to a copy"):
+    with pytest.raises(RuntimeError, match=r"modified in place\. Write to a copy"):
         F.relu(waiting)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import native, reference_conv
@@ -65,30 +64,6 @@ def tile_conv(
     _check(x, weight, bias, groups)
     numbers = conv_numbers(x.shape[2], plan.grid, (weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
     return _tile_conv(x, weight, bias, *plan.tensors()[:3], numbers, backend or "")
-
-
-def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution of packed tiles through torch, in the memory view that is fastest on the CPU.
-
-    Positions do not see each other, so the tiles may be read as the rows of one image [1, C, T, t * t]. Many tiny images cost
-    oneDNN up to three times as much (Zen 4, 160 tiles, 2048 -> 512 at t = 1: 30 against 87 GFLOP/s a thread); at t = 8 in float32
-    the tiles as they are win.
-
-    Args:
-        x: Packed tiles, channels-last. [T, C, t, t]
-        weight: Filters. [K, C, 1, 1]
-        bias: Added at every position, or None. [K]
-
-    Returns:
-        Packed tiles. [T, K, t, t]
-    """
-    tiles, channels, edge, _ = x.shape
-    better = edge <= 4 or x.dtype == torch.bfloat16
-    if not better or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-        return F.conv2d(x, weight, bias)
-    rows = x.permute(0, 2, 3, 1).view(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
-    out = F.conv2d(rows, weight, bias)
-    return out.permute(0, 2, 3, 1).reshape(tiles, edge, edge, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mwm.ops.tile_conv import pointwise_conv
+from mwm.ops.pointwise_conv import pointwise_conv
 
 from .operands import channel_axis, lead_of, map_of, same_places, settled
 from .packed import Packed

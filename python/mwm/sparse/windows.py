@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mwm.ops import pack_tiles, tile_conv, tile_pool, unpack_tiles
-from mwm.ops.tile_conv import pointwise_conv
+from mwm.ops.pointwise_conv import pointwise_conv
 
 from .extent import Extent
 from .operands import map_of

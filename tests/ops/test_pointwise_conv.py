@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import harness
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mwm.ops.pointwise_conv import pointwise_conv
+
+CASES = [(40, 96, 64, 1), (40, 64, 96, 1), (17, 70, 65, 1), (9, 12, 7, 1), (6, 16, 24, 2), (3, 8, 5, 8)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_value_and_gradients_are_those_of_conv2d(dtype: torch.dtype, case: tuple[int, int, int, int], bias: bool, isa: str) -> None:
+    tiles, channels, filters, edge = case
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tiles, channels, edge, edge, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(filters, channels, 1, 1, generator=generator, dtype=torch.float64)
+    inputs = [x, weight, torch.randn(filters, generator=generator, dtype=torch.float64) if bias else None]
+    # With one thread torch takes another of its implementations, which rounds otherwise.
+    harness.check(pointwise_conv, F.conv2d, inputs, dtype=dtype, threads=(2,))
+
+
+def test_autocast_and_second_derivatives_are_those_of_conv2d() -> None:
+    x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(64, 96, 1, 1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, want = pointwise_conv(x, weight), F.conv2d(x, weight)
+    assert out.dtype == want.dtype == torch.bfloat16
+    grad = torch.randn_like(out)
+    for mine, other in zip(torch.autograd.grad(out, [x, weight], grad), torch.autograd.grad(want, [x, weight], grad), strict=True):
+        assert mine.dtype == other.dtype == torch.float32
+        torch.testing.assert_close(mine, other, rtol=2e-2, atol=2e-1)
+    (first,) = torch.autograd.grad(pointwise_conv(x, weight).square().sum(), x, create_graph=True)
+    (other,) = torch.autograd.grad(F.conv2d(x, weight).square().sum(), x, create_graph=True)
+    for mine, want in zip(torch.autograd.grad(first.square().sum(), [x, weight]), torch.autograd.grad(other.square().sum(), [x, weight]), strict=True):
+        torch.testing.assert_close(mine, want, rtol=1e-3, atol=1e-2 * float(want.abs().max()))
