@@ -4,7 +4,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 STAMP   = $(VENV)/.mwm-installed
 
-.PHONY: demo test sanitize install clean
+.PHONY: demo test sanitize install bench clean
 
 install: $(STAMP)
 
@@ -23,6 +23,11 @@ test: install
 sanitize: install
 	$(PY) -m pip install --quiet pybind11 cmake ninja
 	PYTHON=$(PY) scripts/sanitize.sh
+
+# Every row is appended to the table as it is measured; about fifteen minutes on two quiet cores.
+bench: install
+	$(PY) -m mwm bench all --csv bench/results/cpu.csv
+	$(PY) -m mwm.bench.report --csv bench/results/cpu.csv --out bench/RESULTS.md
 
 clean:
 	rm -rf build dist $(STAMP)

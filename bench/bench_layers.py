@@ -102,7 +102,7 @@ def cases(settings: Settings) -> list[Case]:
         return [Case("layers", f"smoke: {layer.name}, {words}{_type(dtype)}", partial(prepare, layer, 0.5, backward, batch=2, grid=3, dtype=dtype, smoke=True), 1)
                 for dtype in dtypes for layer in SMOKE for backward, words in kinds]
     return [Case("layers", f"{layer.net}: {layer.name}, {words}, {100 * hidden:g} % hidden{_type(dtype)}",
-                 partial(prepare, layer, hidden, backward, batch=settings.batch or 8, dtype=dtype), 9)
+                 partial(prepare, layer, hidden, backward, batch=settings.batch or 8, dtype=dtype), 7, extra=layer.net == "other nets")
             for dtype in dtypes for hidden in settings.hidden or (0.6, 0.15) for layer in LAYERS for backward, words in kinds
             if settings.hidden or hidden == 0.6 or layer.net != "other nets"]
 

@@ -43,5 +43,5 @@ def cases(settings: Settings) -> list[Case]:
     """ResNet-50, B = 32."""
     if settings.smoke:
         return [Case("memory", "smoke: resnet18, B = 1", partial(prepare, "resnet18", (DENSE,), batch=1, size=64), 1)]
-    return [Case("memory", f"{name}, B = 32, 60 % hidden", partial(prepare, name, rivals), 1)
+    return [Case("memory", f"{name}, B = 32, 60 % hidden", partial(prepare, name, rivals), 1, extra=name != "resnet50")
             for name, rivals in (("resnet50", (DENSE, MASKED)), ("convnext_tiny", (DENSE,)))]

@@ -15,7 +15,7 @@ import timm
 import torch
 from mwm.bench.authors_step import AuthorsModel, draw_masks, nearest_grid
 from mwm.bench.bars import SHIPPED
-from mwm.bench.encoders import random_active
+from mwm.bench.encoders import random_active, waken
 from mwm.bench.harness import Case, Check, Match, Step, joint_difference, timed
 from mwm.bench.settings import Settings
 from torch import Tensor
@@ -43,7 +43,7 @@ class StepSides:
     def __init__(self, name: str, *, width: int = 768, batch: int = 8, size: int = 224, patch: int = 32, decode: str | None = None) -> None:
         torch.manual_seed(0)
         indices = (1, 2, 3, 4)
-        net = timm.create_model(name, features_only=True, out_indices=indices).train()
+        net = waken(timm.create_model(name, features_only=True, out_indices=indices).train())
         options = {} if decode is None else {"decode": decode}
         self.ours = mwm.MaskedImageModel(mwm.sparsify(copy.deepcopy(net)), patch, decoder_width=width, **options).train()
         self.authors = AuthorsModel(net, self.ours).train()
@@ -79,12 +79,13 @@ class StepSides:
         return step
 
     def check(self, *, ours_bf16: bool, authors_bf16: bool) -> Check:
-        """The same masks to both: losses and, in float32, gradients."""
-        active, _ = random_active(len(self.images), self.grid, 0.6, seed=5)
+        """The same two images and masks to both: losses and, in float32, gradients."""
+        few = min(2, len(self.images))
+        active, _ = random_active(few, self.grid, 0.6, seed=5)
         losses, gradients = [], []
         for model, images, bf16 in ((self.ours, self.images_last, ours_bf16), (self.authors, self.images, authors_bf16)):
             with _autocast(bf16):
-                loss = model(images, active)
+                loss = model(images[:few], active)
             loss.backward()
             losses.append(float(loss.detach()))
             gradients.append(_encoder_gradients(model))
@@ -147,5 +148,6 @@ def cases(settings: Settings) -> list[Case]:
                 if not authors_bf16:
                     found.append(Case("step", f"smoke: {name}", partial(prepare, "resnet18", width=32, batch=2, size=64, **options), 1))
             else:
-                found.append(Case("step", name, partial(prepare, "resnet50", batch=settings.batch or 8, **options), 5))
+                found.append(Case("step", name, partial(prepare, "resnet50", batch=settings.batch or 8, **options), 3 if decode else 5,
+                                  extra=authors_bf16 or decode is not None))
     return found

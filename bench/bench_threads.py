@@ -52,4 +52,4 @@ def cases(settings: Settings) -> list[Case]:
     """Ours, judged, and dense, for comparison."""
     if settings.smoke:
         return [Case("threads", "smoke: resnet18, ours", partial(prepare, "resnet18", OURS, batch=1, size=64), 1)]
-    return [Case("threads", "resnet50, ours", partial(prepare, "resnet50", OURS), 5), Case("threads", "resnet50, dense", partial(prepare, "resnet50", DENSE), 3)]
+    return [Case("threads", "resnet50, ours", partial(prepare, "resnet50", OURS), 5), Case("threads", "resnet50, dense", partial(prepare, "resnet50", DENSE), 3, extra=True)]

@@ -21,8 +21,12 @@ import mwm
 
 OURS, DENSE, COMPILED, MASKED, MASKED_LAST = "ours", "dense channels-last", "dense channels-last, torch.compile", "mask-multiply NCHW", "mask-multiply channels-last"
 
-MAPS, GRADIENTS = 1e-4, 1e-3
-"""Largest relative difference of the maps and of the parameters' gradients, taken as one vector, in float32."""
+MAPS, GRADIENTS = 1e-4, 1e-2
+"""Largest relative difference of the maps and of the parameters' gradients, taken as one vector, in float32.
+
+A ReLU whose input rounds to the other side of zero switches a gradient, so that float32 runs of the dense ResNet-50 (NCHW,
+channels-last) differ from each other, and from float64, by 1e-3 to 3e-3; without ReLUs (ConvNeXt) all sides agree to 2e-6.
+"""
 
 
 def random_active(batch: int, grid: tuple[int, int], hidden: float, seed: int = 0) -> tuple[Tensor, int]:
@@ -31,6 +35,18 @@ def random_active(batch: int, grid: tuple[int, int], hidden: float, seed: int = 
     visible = patches - round(hidden * patches)
     order = torch.rand(batch, patches, generator=torch.Generator().manual_seed(seed)).argsort(1)
     return (order < visible).view(batch, *grid), visible
+
+
+def waken(network: nn.Module) -> nn.Module:
+    """Set the scales that start at or near zero (last norm of a residual block, layer scale) to 0.1.
+
+    A block whose scale is zero adds nothing and passes no gradient on: a wrong layer in it would not be noticed.
+    """
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if p.ndim == 1 and name.rsplit(".", 1)[-1] in {"weight", "gamma"} and p.abs().max() < 1e-3:
+                p.fill_(0.1)
+    return network
 
 
 class EncoderSides:
@@ -48,7 +64,7 @@ class EncoderSides:
                  compiler: str = "inductor", **timm_options: object) -> None:
         torch.manual_seed(0)
         self.bf16, self.compiler = bf16, compiler
-        self._net = timm.create_model(name, features_only=True, **timm_options).train()
+        self._net = waken(timm.create_model(name, features_only=True, **timm_options).train())
         self.channels, self.strides = self._net.feature_info.channels(), self._net.feature_info.reduction()
         self.images = torch.randn(batch, 3, size, size)
         self.images_last = self.images.to(memory_format=torch.channels_last)

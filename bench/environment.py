@@ -38,15 +38,23 @@ def _isa() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, "+" where sources differ from it; "unknown" for an installed package."""
+    """The commit of the checkout, "+" where sources differ from it; "unknown" where there is none.
+
+    An installed copy takes the commit of the checkout that it is run in, when that holds the same harness.
+    """
+    root = next((root for root in (HERE.parent, Path.cwd()) if (root / ".git").exists() and _same(root / "bench" / "harness.py")), None)
+    if root is None:
+        return "unknown"
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel") or "/").resolve() != HERE.parent:
-            return "unknown"
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(HERE.parent / "csrc"), str(HERE.parent / "python"), str(HERE / "*.py"))
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "python", "bench/*.py")
+        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
     except FileNotFoundError:
         return "unknown"
+
+
+def _same(harness: Path) -> bool:
+    return harness.is_file() and harness.read_bytes() == (HERE / "harness.py").read_bytes()

@@ -83,12 +83,14 @@ class Case:
 
     Attributes:
         pairs: interleaved pairs by default.
+        extra: no bar depends on it; `mwm bench all` runs it after the others, so that a run that is cut has what counts.
     """
 
     bench: str
     name: str
     prepare: Callable[[], Match]
     pairs: int = 7
+    extra: bool = False
 
 
 def refuse_wrong(case: Case, match: Match) -> None:

@@ -48,6 +48,7 @@ def collect(name: str, settings: Settings, only: str = "") -> list:
     if only:
         # The coverage belongs to the sampler's figures, whatever was asked for.
         found = [case for case in found if only in f"{case.bench} {case.name}" or (name == "sampler" and case.bench == "coverage")]
+    found.sort(key=lambda case: case.extra)
     if not found:
         raise ValueError(f"bench: --only must match a case of {name}, got {only!r}.")
     return found
