@@ -44,12 +44,14 @@ class Limit:
 
     Attributes:
         amount: arithmetic or traffic that one of our steps needs at least, GFLOP or GB.
-        rate: GFLOP/s or GB/s of this machine.
-        words: the rate with its unit and how it was measured.
+        rate: reads the rate of this machine, GFLOP/s or GB/s; read in every pair, since a shared machine changes its pace.
+        unit: of the rate.
+        words: how it is measured.
     """
 
     amount: float
-    rate: float
+    rate: Reading
+    unit: str
     words: str
 
 
@@ -115,31 +117,43 @@ def measure(case: Case, pairs: int | None = None) -> list[Row]:
     """
     match = case.prepare()
     refuse_wrong(case, match)
-    for reading in [match.ours, *match.rivals.values()]:
+    others = other_sides(match)
+    for reading in [match.ours, *others.values()]:
         for _ in range(match.warmup):
             reading()
     mine: list[float] = []
-    theirs: dict[str, list[float]] = {name: [] for name in match.rivals}
+    theirs: dict[str, list[float]] = {name: [] for name in others}
     for _ in range(case.pairs if pairs is None else pairs):
         mine.append(match.ours())
-        for name, rival in match.rivals.items():
-            theirs[name].append(rival())
+        for name, reading in others.items():
+            theirs[name].append(reading())
     return rows_of(case, match, mine, theirs)
 
 
+_LIMIT = "the machine's limit"
+
+
+def other_sides(match: Match) -> dict[str, Reading]:
+    """What is read in every pair besides our side: the rivals, and the machine's limit where the match has one."""
+    return match.rivals | ({_LIMIT: match.limit.rate} if match.limit else {})
+
+
 def rows_of(case: Case, match: Match, mine: Sequence[float], theirs: dict[str, Sequence[float]]) -> list[Row]:
-    """Rows from readings that were taken in pairs."""
+    """Rows from readings of our side and of `other_sides` that were taken in pairs."""
     ours = statistics.median(mine)
-    percent = None
+    percent, limit = None, ""
     if match.limit is not None:
-        percent = 100 * match.limit.amount / (1e-3 * ours) / match.limit.rate
+        rates = theirs[_LIMIT]
+        percent = statistics.median(100 * match.limit.amount / (1e-3 * a) / rate for a, rate in zip(mine, rates, strict=True))
+        limit = f"{statistics.median(rates):.0f} {match.limit.unit} ({match.limit.words})"
     rows = []
-    for name, readings in theirs.items():
+    for name in match.rivals:
+        readings = theirs[name]
         scores = sorted(_score(a, b, match.score_is) for a, b in zip(mine, readings, strict=True))
         check = match.checks[name]
         rows.append(Row(case.bench, case.name, name, match.unit, ours, statistics.median(readings), statistics.median(scores), scores[len(scores) // 4],
                         scores[-1 - len(scores) // 4], match.score_is, len(mine), check.difference, check.tolerance, match.visible, percent,
-                        match.limit.words if match.limit else "", match.notes.get(name, match.notes.get("", ""))).judged())
+                        limit, match.notes.get(name, match.notes.get("", ""))).judged())
     return rows
 
 

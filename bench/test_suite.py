@@ -7,7 +7,7 @@ before each of its rounds, so that the sides alternate as under `mwm bench`.
 from __future__ import annotations
 
 import pytest
-from mwm.bench.harness import Case, refuse_wrong, rows_of
+from mwm.bench.harness import Case, other_sides, refuse_wrong, rows_of
 from mwm.bench.rows import Sink
 
 
@@ -15,14 +15,15 @@ from mwm.bench.rows import Sink
 def test_case(bench_case: Case, benchmark, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     match = bench_case.prepare()
     refuse_wrong(bench_case, match)
-    for reading in [match.ours, *match.rivals.values()]:
+    others = other_sides(match)
+    for reading in [match.ours, *others.values()]:
         for _ in range(match.warmup):
             reading()
     mine: list[float] = []
-    theirs: dict[str, list[float]] = {name: [] for name in match.rivals}
+    theirs: dict[str, list[float]] = {name: [] for name in others}
 
     def rivals() -> None:
-        for name, reading in match.rivals.items():
+        for name, reading in others.items():
             theirs[name].append(reading())
 
     benchmark.group = bench_case.bench
