@@ -45,6 +45,6 @@ def cases(settings: Settings) -> list[Case]:
         case("convnext_tiny", 0.6, (DENSE, MASKED), **batch),
         *(case("resnet50", hidden, (DENSE,), pairs=3, extra=True, **batch) for hidden in (0.0, 0.2)),
         *(case("convnext_tiny", hidden, (DENSE,), pairs=3, extra=True, **batch) for hidden in (0.0, 0.2, 0.4, 0.75)),
-        *(case(name, 0.6, compiled, bf16=bf16, extra=True, **batch)
+        *(case(name, 0.6, compiled, bf16=bf16, pairs=3, extra=True, **batch)
           for name, bf16 in (("resnet50", False), ("resnet50", True), ("convnext_tiny", False)) if compiled),
     ]
