@@ -1,7 +1,8 @@
 // Stratified sampling with exact counts, and the random words themselves. Work is cut by image.
 //
 // Per image: Philox words sixteen counters at a time, the keys of each stratum gathered side by side, then the lowest ones by
-// counting how many keys are smaller (few keys) or by building the threshold bit by bit (many). Integers only.
+// counting how many keys are smaller (few keys) or by building the threshold bit by bit until it cuts off the wanted number (many).
+// Integers only.
 #include "../fixed_log2.h"
 #include "../philox.h"
 #include "isa.h"
@@ -11,7 +12,7 @@ namespace MWM_ISA {
 namespace {
 
 constexpr int64_t kMaxPatches = int64_t{1} << 20;
-constexpr int64_t kRankLimit = 128;
+constexpr int64_t kRankLimit = 64;
 constexpr int64_t kSmall = 1024;
 
 struct Counter {
@@ -54,7 +55,12 @@ void mark_lowest(const Key* keys, int64_t count, int64_t wanted, uint8_t* hide) 
   Key threshold = 0;
   for (int bit = static_cast<int>(sizeof(Key)) * 8 - 1; bit >= 0; --bit) {
     const Key candidate = threshold | (Key{1} << bit);
-    if (count_below(keys, count, candidate) < wanted) threshold = candidate;
+    const int64_t below = count_below(keys, count, candidate);
+    if (below < wanted) threshold = candidate;
+    if (below == wanted) {  // some ten bits tell a hundred keys apart
+      for (int64_t i = 0; i < count; ++i) hide[i] = keys[i] < candidate;
+      return;
+    }
   }
   int64_t equal_left = wanted - count_below(keys, count, threshold);
   for (int64_t i = 0; i < count; ++i) {
@@ -192,70 +198,77 @@ void sample_image(const Problem& problem, int64_t b, Room<Key>& room, Refusal& r
 }
 
 #if defined(__AVX512BW__)
-// The usual case (a grid of at most 60 patches, at most 4 strata, no weights) in registers. False: the general way must decide,
-// because something is to be refused or two equal words straddle a limit.
+// Strata as int32 with -1 behind the last; false where one is out of range.
 template <class Stratum>
-bool sample_small(const Problem& problem, int64_t b, int64_t patches) {
-  const int64_t step = problem.strata->strides[1], kinds = problem.kinds;
+bool copy_strata(const Problem& problem, int64_t b, int64_t patches, int32_t* out, int64_t room) {
+  const int64_t step = problem.strata->strides[1];
   const Stratum* stratum = pointer<Stratum>(*problem.strata) + b * problem.strata->strides[0];
-  alignas(64) int32_t strata[64];
-  alignas(64) uint32_t words[64], packed[80], ranks[80];
-  for (int& value : strata) value = -1;
-  int64_t outside = 0;
-  for (int64_t i = 0; i < patches; ++i) {
-    const int64_t value = static_cast<int64_t>(stratum[i * step]);
-    outside |= static_cast<uint64_t>(value) >= static_cast<uint64_t>(kinds);
-    strata[i] = static_cast<int32_t>(value);
-  }
-  if (outside) return false;
+  const uint64_t kinds = static_cast<uint64_t>(problem.kinds);
+  uint32_t outside = 0;
+  auto copy = [&](int64_t i, Stratum value) {
+    outside |= static_cast<uint64_t>(static_cast<int64_t>(value)) >= kinds ? 1u : 0u;
+    out[i] = static_cast<int32_t>(value);
+  };
+  if (step == 1) for (int64_t i = 0; i < patches; ++i) copy(i, stratum[i]);
+  else for (int64_t i = 0; i < patches; ++i) copy(i, stratum[i * step]);
+  for (int64_t i = patches; i < room; ++i) out[i] = -1;
+  return outside == 0;
+}
+
+// Grids of at most kMasked patches without weights: the words stay where they are, a stratum is a mask over them, and the limit is
+// found bit by bit. False: the general way must decide, because something is to be refused or two equal words straddle a limit.
+constexpr int64_t kMasked = 1024;
+
+template <class Stratum>
+bool sample_masked(const Problem& problem, int64_t b, int64_t patches) {
+  alignas(64) int32_t strata[kMasked];
+  alignas(64) uint32_t words[kMasked], rounding[64];
+  __mmask16 member[kMasked / 16], hide[kMasked / 16] = {};
+  const int vectors = static_cast<int>((patches + 15) / 16);
+  if (!copy_strata<Stratum>(problem, b, patches, strata, vectors * 16)) return false;
   const Counter counter = problem.counter(b);
-  philox_words(0, counter.id, counter.epoch, (kStreamKey << 16) | counter.tail, (kStreamRounding << 16) | counter.tail, counter.key, words);
-  auto chance = [&](int64_t s) { return words[60 + s]; };
-  uint64_t active = ~uint64_t{0};
-  const __m512i one = _mm512_set1_epi32(1);
-  for (int64_t s = 0; s < kinds; ++s) {
-    __mmask16 member[4];
-    int base[5] = {};
-    uint64_t members = 0;
-    for (int q = 0; q < 4; ++q) {
+  const int64_t last = (patches - 1) / 64;
+  fill_words(counter, kStreamKey, last * 64, words);
+  const uint32_t tail = (kStreamKey << 16) | counter.tail, rounding_tail = (kStreamRounding << 16) | counter.tail;
+  // The last four words of the last block are free for the rounding, if no patch needs them.
+  const bool spare = patches - last * 64 <= 60 && problem.kinds <= 4;
+  philox_words(static_cast<uint32_t>(last * kPhiloxLanes), counter.id, counter.epoch, tail, spare ? rounding_tail : tail, counter.key, words + last * 64);
+  if (!spare) fill_words(counter, kStreamRounding, problem.kinds, rounding);
+  auto chance = [&](int64_t s) { return spare ? words[last * 64 + 60 + s] : rounding[s]; };
+  for (int64_t s = 0; s < problem.kinds; ++s) {
+    int64_t size = 0;
+    for (int q = 0; q < vectors; ++q) {
       member[q] = _mm512_cmpeq_epi32_mask(_mm512_load_si512(strata + 16 * q), _mm512_set1_epi32(static_cast<int>(s)));
-      members |= static_cast<uint64_t>(member[q]) << (16 * q);
-      _mm512_storeu_si512(packed + base[q], _mm512_maskz_compress_epi32(member[q], _mm512_load_si512(words + 16 * q)));
-      base[q + 1] = base[q] + __builtin_popcount(member[q]);
+      size += __builtin_popcount(member[q]);
     }
-    const int size = base[4];
     const int64_t hidden = count_hidden(problem, b, s, size, chance);
     if (hidden < 0) return false;
-    if (hidden == 0) continue;
-    if (hidden < size) {
-      const int vectors = (size + 15) / 16;
-      for (int q = 0; q < vectors; ++q) {
-        const __m512i keys = _mm512_load_si512(packed + 16 * q);
-        __m512i even = _mm512_setzero_si512(), odd = even;
-        int j = 0;
-        for (; j + 1 < size; j += 2) {
-          even = _mm512_mask_add_epi32(even, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j])), keys), even, one);
-          odd = _mm512_mask_add_epi32(odd, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j + 1])), keys), odd, one);
-        }
-        if (j < size) even = _mm512_mask_add_epi32(even, _mm512_cmplt_epu32_mask(_mm512_set1_epi32(static_cast<int>(packed[j])), keys), even, one);
-        _mm512_store_si512(ranks + 16 * q, _mm512_add_epi32(even, odd));
-      }
-      const __m512i limit = _mm512_set1_epi32(static_cast<int>(hidden));
-      members = 0;
-      for (int q = 0; q < 4; ++q) {
-        const __m512i spread = _mm512_maskz_expand_epi32(member[q], _mm512_loadu_si512(ranks + base[q]));
-        members |= static_cast<uint64_t>(_mm512_mask_cmplt_epi32_mask(member[q], spread, limit)) << (16 * q);
-      }
-      if (__builtin_popcountll(members) != hidden) return false;
+    uint32_t threshold = 0, candidate = 0;
+    int64_t below = hidden == 0 ? 0 : -1;
+    for (int bit = 31; below != hidden && hidden < size; --bit) {
+      if (bit < 0) return false;
+      candidate = threshold | (uint32_t{1} << bit);
+      below = 0;
+      for (int q = 0; q < vectors; ++q)
+        below += __builtin_popcount(_mm512_mask_cmplt_epu32_mask(member[q], _mm512_load_si512(words + 16 * q), _mm512_set1_epi32(static_cast<int>(candidate))));
+      if (below < hidden) threshold = candidate;
     }
-    active &= ~members;
+    for (int q = 0; q < vectors; ++q)
+      hide[q] = static_cast<__mmask16>(hide[q] | (hidden == size ? member[q] : _mm512_mask_cmplt_epu32_mask(member[q], _mm512_load_si512(words + 16 * q),
+                                                                             _mm512_set1_epi32(static_cast<int>(candidate)))));
   }
-  _mm512_mask_storeu_epi8(pointer<uint8_t>(*problem.active) + b * patches, (uint64_t{1} << patches) - 1, _mm512_maskz_set1_epi8(active, 1));
+  uint8_t* active = pointer<uint8_t>(*problem.active) + b * patches;
+  for (int q = 0; q < vectors; ++q) {
+    const int64_t left = patches - 16 * q;
+    const __mmask16 exist = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1);
+    _mm_mask_storeu_epi8(active + 16 * q, exist, _mm_maskz_set1_epi8(static_cast<__mmask16>(~hide[q]), 1));
+  }
   return true;
 }
 #else
 template <class Stratum>
-bool sample_small(const Problem&, int64_t, int64_t) { return false; }
+bool sample_masked(const Problem&, int64_t, int64_t) { return false; }
+constexpr int64_t kMasked = 0;
 #endif
 
 template <class Stratum>
@@ -266,11 +279,11 @@ void sample_all(const Problem& problem, int64_t batch, int64_t patches, int64_t 
       using Key = decltype(key);
       Room<Key> room(patches, problem.kinds);
       if (!room.ok) return refusal.note(begin, 5);
-      const bool small = patches <= 60 && sizeof(Key) == 4 && problem.kinds <= 4;
+      const bool masked = patches > 0 && patches <= kMasked && sizeof(Key) == 4 && problem.kinds <= 64;
       for (int64_t b = begin; b < end; ++b) {
         const int64_t id = pointer<int64_t>(*problem.ids)[b * problem.ids->strides[0]];
         if (id < 0 || id > 0xffffffffll) refusal.note(b, 1);
-        else if (!small || !sample_small<Stratum>(problem, b, patches)) sample_image<Stratum>(problem, b, room, refusal);
+        else if (!masked || !sample_masked<Stratum>(problem, b, patches)) sample_image<Stratum>(problem, b, room, refusal);
       }
     });
   };
