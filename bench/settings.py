@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="the same, one JSON object per line")
     parser.add_argument("--smoke", action="store_true", help="tiny cases, seconds: to see that it runs")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose name contains this")
+    parser.add_argument("--part", choices=("bars", "rest"), help="only the cases that a bar judges, or only the others (default: first those, then the others)")
     parser.add_argument("--pairs", type=_positive, metavar="N", help="interleaved pairs instead of the bench's own number")
     parser.add_argument("--threads", type=_positive, metavar="N", help="torch threads (default: torch's)")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=None,

@@ -42,15 +42,15 @@ def modules_of(name: str) -> tuple[str, ...]:
     return BENCHES[name]
 
 
-def collect(name: str, settings: Settings, only: str = "") -> list:
-    """The cases of a bench, or of all, whose name contains `only`."""
+def collect(name: str, settings: Settings, only: str = "", part: str | None = None) -> list:
+    """The cases of a bench, or of all, whose name contains `only`; `part` "bars" or "rest": those that a bar judges, or the others."""
     found = [case for module in modules_of(name) for case in importlib.import_module(f"mwm.bench.{module}").cases(settings)]
     if only:
         # The coverage belongs to the sampler's figures, whatever was asked for.
         found = [case for case in found if only in f"{case.bench} {case.name}" or (name == "sampler" and case.bench == "coverage")]
-    found.sort(key=lambda case: case.extra)
+    found = sorted((case for case in found if part is None or case.extra == (part == "rest")), key=lambda case: case.extra)
     if not found:
-        raise ValueError(f"bench: --only must match a case of {name}, got {only!r}.")
+        raise ValueError(f"bench: --only and --part must match a case of {name}, got {only!r}, {part}.")
     return found
 
 
@@ -97,7 +97,7 @@ def run_options(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    cases = collect(options.name, settings_of(options, compiled=options.name == "all"), options.only)
+    cases = collect(options.name, settings_of(options, compiled=options.name == "all"), options.only, options.part)
     print(", ".join(f"{key} {value}" for key, value in environment().items()), flush=True)
     rows, failures = run(cases, sink, pairs=options.pairs, say=lambda text: print(text, flush=True))
     missed = sum(row.met == "missed" for row in rows)

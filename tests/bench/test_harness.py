@@ -107,6 +107,9 @@ def test_every_bar_judges_a_case_that_the_suite_has() -> None:
     names = [(c.bench, c.name) for c in collect("all", Settings(compiled=True))]
     for bar in bars.BARS:
         assert any(bar.covers(bench, name, bar.rival) for bench, name in names), bar
+    with_bar = {(c.bench, c.name) for c in collect("all", Settings(compiled=True), part="bars")}
+    for bar in bars.BARS:
+        assert any(bar.covers(bench, name, bar.rival) for bench, name in with_bar), bar
     smoke = [(c.bench, c.name) for c in collect("all", Settings(smoke=True, compiled=True))]
     assert {bench for bench, _ in smoke} == {bench for bench, _ in names}
     assert not any(bars.bar_of(bench, name, bar.rival) for bench, name in smoke for bar in bars.BARS)

@@ -68,4 +68,4 @@ def test_a_case_that_fails_gives_exit_code_1_and_spares_the_others(monkeypatch: 
 
 def test_an_unknown_case_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "plan", "--smoke", "--only", "nothing like it"]) == 2
-    assert capsys.readouterr().err.startswith("mwm: bench: --only must match")
+    assert capsys.readouterr().err.startswith("mwm: bench: --only and --part must match")
