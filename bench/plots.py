@@ -18,7 +18,7 @@ NETS = {"resnet50": ("ResNet-50", "s0"), "convnext_tiny": ("ConvNeXt-T", "s2")}
 
 def save(chart: Chart, path: Path) -> None:
     """Write a PNG of few colours."""
-    chart.image(scale=1.5).quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    chart.image(scale=1.5).quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def cost_chart(rows: Sequence[Row]) -> Chart | None:
@@ -76,7 +76,10 @@ def layers_chart(rows: Sequence[Row], hidden: str = "60 % hidden") -> Chart | No
     step, top, left, width = 21, 66, 250, 360
     chart = Chart(760, top + step * len(found) + 20, "layers in per cent of their limit")
     chart.text(10, 16, f"Single layers, forward + backward, {hidden}: per cent of the arithmetic or memory limit", colour="ink", size=15)
-    chart.text(left + width + 40, 44, "dense / ours", size=12)
+    dense = {row.case: row.score for row in rows if row.bench == "layers"}
+    chart.text(left + width + 40, 30, "dense / ours, hidden", size=11)
+    chart.text(left + width + 40, 44, hidden.removesuffix(" hidden"), size=12)
+    chart.text(left + width + 90, 44, "15 %", size=12)
     high = max(100.0, *(row.limit_percent for _, row in found))
     for value in ticks(0, high, 4):
         x = left + width * value / high
@@ -84,11 +87,12 @@ def layers_chart(rows: Sequence[Row], hidden: str = "60 % hidden") -> Chart | No
         chart.text(x, 44, f"{value:.0f} %", anchor="middle", size=12)
     for index, (words, row) in enumerate(found):
         y = top + step * index
-        loses = row.score < 1
         kind = "s2" if "GB/s" in row.limit else "s0"
         chart.text(left - 10, y + 6, words, colour="ink", anchor="end", size=12)
         chart.box(left, y, width * row.limit_percent / high, 12, kind)
-        chart.text(left + width + 40, y + 6, f"{row.score:.2f}" + ("  slower" if loses else ""), colour="s1" if loses else "ink", size=12)
+        for x, score in ((40, row.score), (90, dense.get(row.case.replace(hidden, "15 % hidden")))):
+            if score is not None:
+                chart.text(left + width + x, y + 6, f"{score:.2f}", colour="s1" if score < 1 else "ink", size=12)
     y = top + step * len(found) + 8
     for x, colour, words in ((left, "s0", "of the arithmetic limit"), (left + 190, "s2", "of the memory limit")):
         chart.box(x, y, 12, 8, colour)

@@ -103,7 +103,8 @@ def _layers(rows: Sequence[Row]) -> list[str]:
     lines = ["| layer | ours ms | dense ms | dense / ours | quartiles | of the limit | limit | |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         percent = "" if row.limit_percent is None else f"{row.limit_percent:.0f} %"
-        lines.append(f"| {row.case} | {row.ours:.3f} | {row.theirs:.3f} | **{row.score:.2f}** | {row.low:.2f}–{row.high:.2f} | {percent} | "
+        score = score_words(row.score, row.score_is).removesuffix(" ×")
+        lines.append(f"| {row.case} | {row.ours:.3f} | {row.theirs:.3f} | **{score}** | {row.low:.2f}–{row.high:.2f} | {percent} | "
                      f"{row.limit.split(' (')[0]} | {_slower(row)} |")
     return lines
 

@@ -94,7 +94,7 @@ def score_words(score: float, score_is: str) -> str:
     """A score with its unit: `2.38 ×`, or `0.45 × the rival's`, or `71.2 %`."""
     if score_is == "ours in % of rival":
         return f"{score:.3g} %"
-    digits = f"{score:.0f}" if score >= 100 else f"{score:.2f}"
+    digits = f"{score:.0f}" if score >= 100 else f"{score:.3f}" if 0.99 < score < 1 else f"{score:.2f}"  # just below 1 must not read 1.00
     return f"{digits} ×" if score_is == "rival / ours" else f"{digits} × the rival's"
 
 
