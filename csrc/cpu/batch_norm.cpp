@@ -149,8 +149,7 @@ void apply(const View& x, const View& residual, const View& weight, const View& 
   const T* centre = pointer<T>(mean);
   const E* added = is_none(residual) ? nullptr : pointer<E>(residual);
   parallel_for(rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
-    // Backwards: the rows that the moments read last are still in the cache.
-    for (int64_t r = last - 1; r >= first; --r) {
+    for (int64_t r = first; r < last; ++r) {
       const E* from = pointer<E>(x) + r * channels;
       const E* more = added ? added + r * channels : nullptr;
       E* to = pointer<E>(out) + r * channels;
@@ -239,9 +238,8 @@ void derivative(const View& grad, const View& x, const View& out, const View& we
   if (is_none(grad_x)) return;
   E* to = pointer<E>(grad_x);
   const auto write = [&](const auto& reader) {
-    // Backwards: the rows that the sums read last are still in the cache.
     parallel_for(shape.rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
-      for (int64_t at = (last - 1) * channels; at >= first * channels; at -= channels)
+      for (int64_t at = first * channels; at < last * channels; at += channels)
         for_lanes<E>(0, channels, [&](auto lanes, int64_t c) {
           using L = decltype(lanes);
           typename L::V g, d;

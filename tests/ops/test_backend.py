@@ -65,8 +65,9 @@ def test_falling_back_to_the_reference_warns_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_public_op_is_registered_with_torch_library() -> None:
+    eager_only = {"batch_norm"}  # compiled code runs torch's own, which inductor fuses
     for row in ops.table():
-        assert hasattr(torch.ops.mwm, row["op"])
+        assert hasattr(torch.ops.mwm, row["op"]) != (row["op"] in eager_only)
 
 
 def test_the_environment_variable_forces_an_instruction_set() -> None:
