@@ -99,6 +99,16 @@ def test_a_write_to_what_is_still_to_be_read_is_refused() -> None:
         F.relu(waiting)
 
 
+def test_without_a_graph_nothing_waits() -> None:
+    x, _ = _maps()
+    with torch.no_grad():
+        y = _norm()(x)
+        assert y._pending is None
+        want = _norm()(x.tiles.clone())
+        x.tiles.zero_()
+    torch.testing.assert_close(y.tiles, want, rtol=1e-12, atol=1e-12)
+
+
 def test_hooks_see_the_norms_result() -> None:
     x, _ = _maps()
     norm, seen = _norm(), []

@@ -29,13 +29,15 @@ def batch_norm(function: Callable, args: tuple, kwargs: dict) -> Packed:
     x = map_of(function, settled(function, x))
     if training and _has_own_kernel(x._data, mean, var, weight, bias):
         moments = batch_moments(x._data, mean, var, momentum=momentum)
-        return x._wait(PendingNorm.of(x._data, *moments, weight, bias, eps))
+        pending = PendingNorm.of(x._data, *moments, weight, bias, eps)
+        # Without a graph torch allows to write to x afterwards, so the result is made at once.
+        return x._wait(pending) if torch.is_grad_enabled() else x._like(pending.result())
     return x._like(batch_norm_tiles(x._data, mean, var, weight, bias, training, momentum, eps))
 
 
 def _has_own_kernel(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether the norm may wait for what follows it: in training on a CPU, eagerly; inductor fuses torch's own norm."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu" or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
         return False
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return (
