@@ -1,4 +1,8 @@
 // Dense map to tiles and back. Pure data movement, bound by memory; work is cut by tile (pack) or by row of patches (unpack).
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "isa.h"
 
 namespace mwm {
@@ -34,6 +38,32 @@ void copy_block(const T* from, int64_t from_row, int64_t from_column, int64_t fr
       }
     }
   }
+}
+
+// Maps larger than this leave the caches before they are read again. They are written past them, which spares the memory the
+// reading of every line that is about to be overwritten.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+constexpr int64_t kLine = 64;
+
+// Writes whole cache lines; `from` advances by `step` bytes a line, 0 repeats one.
+inline void stream_lines(char* to, const char* from, int64_t bytes, int64_t step) {
+  for (int64_t i = 0; i < bytes; i += kLine, from += step) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from));
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + 32), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32)));
+#else
+    std::memcpy(to + i, from, kLine);
+#endif
+  }
+}
+
+// Before other threads may read what was streamed.
+inline void finish_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 uint64_t fill_bits(double fill, DType dtype) {
@@ -89,12 +119,22 @@ void unpack_tiles(const View& tiles, const View& slots, double fill, const View&
   with_bits("unpack_tiles", tiles.dtype, [&](auto tag) {
     using T = decltype(tag);
     const T value = static_cast<T>(bits);
-    const int64_t line = columns * edge * channels;
+    const int64_t line = columns * edge * channels, row_bytes = edge * channels * int64_t{sizeof(T)};
+    const bool stream = batch * rows * edge * line * int64_t{sizeof(T)} >= kStreamBytes && row_bytes % kLine == 0 &&
+                        reinterpret_cast<std::uintptr_t>(out.data) % kLine == 0 && is_channels_last(tiles);
+    alignas(kLine) T fill_line[kLine / sizeof(T)];
+    for (T& element : fill_line) element = value;
     parallel_for(batch * rows, most<int64_t>(1, 16384 / (line * edge + 1)), threads, [&](int64_t begin, int64_t end) {
       for (int64_t strip = begin; strip < end; ++strip) {
         T* to = pointer<T>(out) + strip * edge * line;
         for (int64_t c = 0; c < columns; ++c, to += edge * channels) {
           const int64_t n = slot[strip * columns + c];
+          if (stream) {
+            const char* from = n < 0 ? reinterpret_cast<const char*>(fill_line) : static_cast<const char*>(tiles.data) + n * edge * row_bytes;
+            for (int64_t i = 0; i < edge; ++i)
+              stream_lines(reinterpret_cast<char*>(to + i * line), from + (n < 0 ? 0 : i * row_bytes), row_bytes, n < 0 ? 0 : kLine);
+            continue;
+          }
           if (n >= 0) {
             copy_block(pointer<T>(tiles) + n * tiles.strides[0], tiles.strides[2], tiles.strides[3], tiles.strides[1], to, line, channels, edge, edge, channels);
             continue;
@@ -103,6 +143,7 @@ void unpack_tiles(const View& tiles, const View& slots, double fill, const View&
             for (int64_t k = 0; k < edge * channels; ++k) to[i * line + k] = value;
         }
       }
+      if (stream) finish_streaming();
     });
   });
 }

@@ -120,6 +120,17 @@ def test_hidden_nan_never_reaches_a_tile_and_hidden_pixels_get_exactly_zero_grad
     assert not ops.unpack_tiles(tiles, plan).isnan().any()
 
 
+@pytest.mark.parametrize(("dtype", "channels", "edge"), [(torch.float32, 64, 16), (torch.bfloat16, 96, 16), (torch.float32, 3, 64), (torch.float32, 20, 31)], ids=str)
+@pytest.mark.parametrize("fill", [0.0, -2.5])
+def test_large_maps_are_written_whole(dtype: torch.dtype, channels: int, edge: int, fill: float, isa: str) -> None:
+    """Beyond some megabytes rows are stored past the caches where whole lines allow it (not for 20 channels on an edge of 31)."""
+    active = torch.rand(5, 7, 7) < 0.5
+    plan = ops.build_plan(active, edge)
+    tiles = torch.randn(plan.num_tiles, channels, edge, edge).to(dtype).to(memory_format=torch.channels_last)
+    for given in (tiles, tiles.contiguous()):
+        assert torch.equal(ops.unpack_tiles(given, plan, fill, backend="cpu"), reference.unpack_tiles(tiles, active, fill))
+
+
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     active = MASKS["square 7"].repeat(4, 1, 1)
     plan = ops.build_plan(active, 8)
