@@ -1,12 +1,38 @@
 // Pooling over packed tiles. Work is cut by tile; the inner loops run over channels, which lie side by side. The backward is written
 // as a gather (each input position asks the windows that see it), so no two threads add to one place.
-#include "isa.h"
+#include "rows.h"
 
 namespace mwm {
 namespace MWM_ISA {
 namespace {
 
 constexpr int64_t kBlock = 128;
+
+// One axis of the dense maps, so that no position needs a division: in which tile an index lies and where, and which output index an
+// input index with padding is the first one of.
+class Line {
+ public:
+  struct Entry { int32_t tile, position; };
+
+  Line(int64_t size, int64_t edge, int64_t out_size, int64_t out_edge, int64_t stride, int64_t before)
+      : begins_size_(most<int64_t>(size + before, 0)), in_(size), out_(out_size), begins_(begins_size_) {
+    fill(in_, size, edge);
+    fill(out_, out_size, out_edge);
+    for (int64_t i = 0; i < begins_size_; ++i) begins_[i] = static_cast<int32_t>(i % stride || i / stride >= out_size ? -1 : i / stride);
+  }
+  Entry in(int64_t i) const { return in_[i]; }
+  Entry out(int64_t i) const { return out_[i]; }
+  // The output whose window begins at this padded index, or -1.
+  int64_t begins(int64_t i) const { return i < 0 || i >= begins_size_ ? -1 : begins_[i]; }
+
+ private:
+  static void fill(const Scratch<Entry>& entries, int64_t size, int64_t edge) {
+    for (int64_t i = 0; i < size; ++i) entries[i] = {static_cast<int32_t>(i / edge), static_cast<int32_t>(i % edge)};
+  }
+  int64_t begins_size_;
+  Scratch<Entry> in_, out_;
+  Scratch<int32_t> begins_;
+};
 
 // As in ops/pool_geometry.py, plus the plan and the sizes of the dense maps.
 struct Pool {
@@ -34,12 +60,30 @@ struct Pool {
       fail("tile_pool: the tiles do not fit plan and stride");
   }
 
+  Line vertical() const { return {height, edge, out_height, out_edge_h, stride_h, top}; }
+  Line horizontal() const { return {width, edge, out_width, out_edge_w, stride_w, left}; }
+};
+
+// A pool with its two axes.
+struct Places : Pool {
+  Line down, across;
+
+  explicit Places(const Pool& pool) : Pool(pool), down(pool.vertical()), across(pool.horizontal()) {}
+
   // Where a position of the dense input is stored: its row of channels, kHidden or kOutside.
   static constexpr int64_t kHidden = -1, kOutside = -2;
   int64_t input(int64_t image, int64_t r, int64_t c) const {
     if (r < 0 || r >= height || c < 0 || c >= width) return kOutside;
-    const int64_t n = slot[(image * rows + r / edge) * columns + c / edge];
-    return n < 0 ? kHidden : ((n * edge + r % edge) * edge + c % edge) * channels;
+    const Line::Entry row = down.in(r), column = across.in(c);
+    const int64_t n = slot[(image * rows + row.tile) * columns + column.tile];
+    return n < 0 ? kHidden : ((n * edge + row.position) * edge + column.position) * channels;
+  }
+
+  // The same of a position of the dense output, or kHidden.
+  int64_t output(int64_t image, int64_t r, int64_t c) const {
+    const Line::Entry row = down.out(r), column = across.out(c);
+    const int64_t n = slot[(image * rows + row.tile) * columns + column.tile];
+    return n < 0 ? kHidden : ((n * out_edge_h + row.position) * out_edge_w + column.position) * channels;
   }
 
   bool in_padding(int64_t r, int64_t c) const { return r >= -top && r < height + bottom && c >= -left && c < width + right; }
@@ -57,43 +101,45 @@ struct Pool {
   }
 };
 
+// The maximum of one window and the tap that gave it, -1 where that is no position. `at` has room for the taps: where each one reads.
 template <class T>
-void max_window(const Pool& p, const T* x, int64_t image, int64_t out_r, int64_t out_c, int64_t channel, int64_t width, double pad_value, T* out,
-                int16_t* taps) {
+void max_window(const Places& p, const T* x, int64_t image, int64_t out_r, int64_t out_c, int64_t channel, int64_t width, double pad_value, int64_t* at,
+                T* out, int16_t* taps) {
   using W = typename Wide<T>::type;
   constexpr W kLowest = -static_cast<W>(__builtin_inf());
-  W best[kBlock];
-  int16_t where[kBlock];
-  for (int64_t c = 0; c < kBlock; ++c) best[c] = kLowest, where[c] = -1;
-  for (int64_t u = 0, tap = 0; u < p.kernel_h; ++u) {
+  constexpr int64_t kPadding = -3;
+  const int64_t count = p.kernel_h * p.kernel_w;
+  for (int64_t u = 0, tap = 0; u < p.kernel_h; ++u)
     for (int64_t v = 0; v < p.kernel_w; ++v, ++tap) {
       const int64_t r = out_r * p.stride_h - p.top + u * p.dilation_h, col = out_c * p.stride_w - p.left + v * p.dilation_w;
-      const int64_t at = p.input(image, r, col);
-      if (at >= 0) {
-        const T* from = x + at + channel;
-        const int16_t mark = static_cast<int16_t>(tap);
-        // The first position stands until a larger one comes; NaN always wins, as in torch.
-        for (int64_t c = 0; c < width; ++c) {
-          const W value = widen(from[c]);
-          const bool wins = value > best[c] || value != value || tap == 0;
-          best[c] = wins ? value : best[c];
-          where[c] = wins ? mark : where[c];
-        }
-      } else {
-        const W value = at == Pool::kHidden ? W{0} : p.in_padding(r, col) ? static_cast<W>(pad_value) : kLowest;
-        for (int64_t c = 0; c < width; ++c) {
-          const bool wins = value > best[c] || value != value;
-          best[c] = wins ? value : best[c];
-          where[c] = wins ? static_cast<int16_t>(-1) : where[c];
-        }
-      }
+      at[tap] = p.input(image, r, col);
+      if (at[tap] == Places::kOutside && p.in_padding(r, col)) at[tap] = kPadding;
     }
-  }
-  for (int64_t c = 0; c < width; ++c) put(out[c], best[c]), taps[c] = where[c];
+  for_lanes<T>(0, width, [&](auto lanes, int64_t c) {
+    using L = decltype(lanes);
+    auto best = L::all(kLowest), where = L::all(-1);
+    for (int64_t tap = 0; tap < count; ++tap) {
+      const bool real = at[tap] >= 0;
+      const auto value = real ? L::load(x + at[tap] + channel + c)
+                              : L::all(at[tap] == Places::kHidden ? W{0} : at[tap] == kPadding ? static_cast<W>(pad_value) : kLowest);
+      const auto mark = L::all(real ? static_cast<W>(tap) : W{-1});
+      if (tap == 0 && real) {
+        best = value, where = mark;
+        continue;
+      }
+      // The first position stands until a larger one comes; NaN always wins, as in torch.
+      where = L::where_at_most(value, value, L::where_below(best, value, mark, where), mark);
+      best = L::where_at_most(value, value, L::where_below(best, value, value, best), value);
+    }
+    L::store(out + c, best);
+    W marks[L::count];
+    L::store_wide(marks, where);
+    for (int64_t k = 0; k < L::count; ++k) taps[c + k] = static_cast<int16_t>(marks[k]);
+  });
 }
 
 template <class T>
-void average_window(const Pool& p, const T* x, int64_t image, int64_t out_r, int64_t out_c, int64_t channel, int64_t width, T* out) {
+void average_window(const Places& p, const T* x, int64_t image, int64_t out_r, int64_t out_c, int64_t channel, int64_t width, T* out) {
   using W = typename Wide<T>::type;
   W sum[kBlock] = {};
   for (int64_t u = 0; u < p.kernel_h; ++u) {
@@ -110,19 +156,17 @@ void average_window(const Pool& p, const T* x, int64_t image, int64_t out_r, int
 
 // Gradient of one input position: the windows that see it, in window order of their output positions.
 template <class T>
-void gather_gradient(const Pool& p, const T* grad, const int16_t* taps, int64_t image, int64_t r, int64_t col, int64_t channel, int64_t width, T* out) {
+void gather_gradient(const Places& p, const T* grad, const int16_t* taps, int64_t image, int64_t r, int64_t col, int64_t channel, int64_t width, T* out) {
   using W = typename Wide<T>::type;
   W sum[kBlock] = {};
   for (int64_t u = p.kernel_h - 1; u >= 0; --u) {
-    const int64_t row = r + p.top - u * p.dilation_h;
-    if (row < 0 || row % p.stride_h || row / p.stride_h >= p.out_height) continue;
+    const int64_t out_r = p.down.begins(r + p.top - u * p.dilation_h);
+    if (out_r < 0) continue;
     for (int64_t v = p.kernel_w - 1; v >= 0; --v) {
-      const int64_t column = col + p.left - v * p.dilation_w;
-      if (column < 0 || column % p.stride_w || column / p.stride_w >= p.out_width) continue;
-      const int64_t out_r = row / p.stride_h, out_c = column / p.stride_w;
-      const int64_t n = p.slot[(image * p.rows + out_r / p.out_edge_h) * p.columns + out_c / p.out_edge_w];
-      if (n < 0) continue;
-      const int64_t at = ((n * p.out_edge_h + out_r % p.out_edge_h) * p.out_edge_w + out_c % p.out_edge_w) * p.channels + channel;
+      const int64_t out_c = p.across.begins(col + p.left - v * p.dilation_w);
+      if (out_c < 0) continue;
+      const int64_t row = p.output(image, out_r, out_c), at = row + channel;
+      if (row < 0) continue;
       if (p.max) {
         const int16_t mark = static_cast<int16_t>(u * p.kernel_w + v);
         for (int64_t c = 0; c < width; ++c) sum[c] += taps[at + c] == mark ? widen(grad[at + c]) : W{0};
@@ -137,7 +181,7 @@ void gather_gradient(const Pool& p, const T* grad, const int16_t* taps, int64_t 
 
 // Calls body(image, dense row, dense column, storage offset, channel, width) for every position and channel block of tiles [begin, end).
 template <class Body>
-void each_position(const Pool& p, int64_t begin, int64_t end, int64_t edge_h, int64_t edge_w, const Body& body) {
+void each_position(const Places& p, int64_t begin, int64_t end, int64_t edge_h, int64_t edge_w, const Body& body) {
   for (int64_t n = begin; n < end; ++n) {
     for (int64_t i = 0; i < edge_h; ++i) {
       for (int64_t j = 0; j < edge_w; ++j) {
@@ -163,7 +207,7 @@ void tile_pool_forward(const View& x, const View& coords, const View& slots, con
   check_tiles("tile_pool: x", x, x.dtype);
   check_tiles("tile_pool: out", out, x.dtype);
   check_plan("tile_pool", coords, slots);
-  const Pool p(geometry, x, out, coords, slots);
+  const Places p{Pool(geometry, x, out, coords, slots)};
   if (p.max) {
     check_tiles("tile_pool: taps", taps, DType::kInt16);
     for (int i = 0; i < 4; ++i)
@@ -172,8 +216,9 @@ void tile_pool_forward(const View& x, const View& coords, const View& slots, con
   with_float("tile_pool", x.dtype, [&](auto tag) {
     using T = decltype(tag);
     parallel_for(p.tiles, grain(p), threads, [&](int64_t begin, int64_t end) {
+      const Scratch<int64_t> at_tap(p.kernel_h * p.kernel_w);
       each_position(p, begin, end, p.out_edge_h, p.out_edge_w, [&](int64_t image, int64_t r, int64_t c, int64_t at, int64_t channel, int64_t width) {
-        if (p.max) max_window(p, pointer<T>(x), image, r, c, channel, width, pad_value, pointer<T>(out) + at, pointer<int16_t>(taps) + at);
+        if (p.max) max_window(p, pointer<T>(x), image, r, c, channel, width, pad_value, at_tap.data(), pointer<T>(out) + at, pointer<int16_t>(taps) + at);
         else average_window(p, pointer<T>(x), image, r, c, channel, width, pointer<T>(out) + at);
       });
     });
@@ -184,7 +229,7 @@ void tile_pool_backward(const View& grad, const View& taps, const View& coords, 
   check_tiles("tile_pool: grad", grad, grad.dtype);
   check_tiles("tile_pool: grad_x", out, grad.dtype);
   check_plan("tile_pool", coords, slots);
-  const Pool p(geometry, out, grad, coords, slots);
+  const Places p{Pool(geometry, out, grad, coords, slots)};
   if (p.max) {
     check_tiles("tile_pool: taps", taps, DType::kInt16);
     for (int i = 0; i < 4; ++i)
