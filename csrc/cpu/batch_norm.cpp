@@ -73,18 +73,25 @@ void share_moments(const E* x, const Rows& shape, int64_t split, int64_t begin, 
   });
   for (int64_t row = first; row < last; row += kRows) {
     const int64_t stop = least(row + kRows, last);
-    for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+    for_groups<E>(begin, end, [&](auto lanes, auto group, int64_t c) {
       using L = decltype(lanes);
-      const auto origin = L::load_wide(shift.data() + c - begin);
-      auto total = L::zero(), total_square = L::zero();
-      const E* from = x + row * shape.channels + c;
-      for (int64_t r = row; r < stop; ++r, from += shape.channels) {
-        const auto d = L::load(from) - origin;
-        total = total + d;
-        total_square = L::multiply_add(d, d, total_square);
+      constexpr int kGroup = decltype(group)::value;
+      typename L::V origin[kGroup], total[kGroup], total_square[kGroup];
+      MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
+        origin[v] = L::load_wide(shift.data() + c - begin + v * L::count);
+        total[v] = total_square[v] = L::zero();
       }
-      add_to<L>(sum.data() + c - begin, total);
-      add_to<L>(square.data() + c - begin, total_square);
+      const E* from = x + row * shape.channels + c;
+      for (int64_t r = row; r < stop; ++r, from += shape.channels)
+        MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
+          const auto d = L::load(from + v * L::count) - origin[v];
+          total[v] = total[v] + d;
+          total_square[v] = L::multiply_add(d, d, total_square[v]);
+        }
+      MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
+        add_to<L>(sum.data() + c - begin + v * L::count, total[v]);
+        add_to<L>(square.data() + c - begin + v * L::count, total_square[v]);
+      }
     });
   }
   for (int64_t c = 0; c < end - begin; ++c) {
@@ -189,18 +196,24 @@ struct Derivative {
     const int64_t last = shape.first(split + 1);
     for (int64_t row = shape.first(split); row < last; row += kRows) {
       const int64_t stop = least(row + kRows, last);
-      for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+      for_groups<E>(begin, end, [&](auto lanes, auto group, int64_t c) {
         using L = decltype(lanes);
-        auto total = L::zero(), total_product = L::zero();
-        for (int64_t at = row * channels; at < stop * channels; at += channels) {
-          typename L::V g, d;
-          read<L>(at, c, &g, &d);
-          total = total + g;
-          total_product = L::multiply_add(g, d, total_product);
-          if (grad_residual) L::store(grad_residual + at + c, g);
+        constexpr int kGroup = decltype(group)::value;
+        typename L::V total[kGroup], total_product[kGroup];
+        MWM_UNROLL for (int v = 0; v < kGroup; ++v) total[v] = total_product[v] = L::zero();
+        for (int64_t at = row * channels; at < stop * channels; at += channels)
+          MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
+            const int64_t channel = c + v * L::count;
+            typename L::V g, d;
+            read<L>(at, channel, &g, &d);
+            total[v] = total[v] + g;
+            total_product[v] = L::multiply_add(g, d, total_product[v]);
+            if (grad_residual) L::store(grad_residual + at + channel, g);
+          }
+        MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
+          add_to<L>(sum + c + v * L::count, total[v]);
+          add_to<L>(product + c + v * L::count, total_product[v]);
         }
-        add_to<L>(sum + c, total);
-        add_to<L>(product + c, total_product);
       });
     }
   }

@@ -99,6 +99,18 @@ inline void for_lanes(int64_t begin, int64_t end, const Function& function) {
   for (; c < end; ++c) function(Lanes<E, false>{}, c);
 }
 
+// The same with several vectors side by side, function(Lanes, Group<n>, channel): rows are then read in longer runs, as memory likes.
+template <int N> struct Group { static constexpr int value = N; };
+
+template <class E, class Function>
+inline void for_groups(int64_t begin, int64_t end, const Function& function) {
+  using Full = Lanes<E, true>;
+  constexpr int kGroup = 4;
+  int64_t c = begin;
+  for (; c + kGroup * Full::count <= end; c += kGroup * Full::count) function(Full{}, Group<kGroup>{}, c);
+  for_lanes<E>(c, end, [&](auto lanes, int64_t at) { function(lanes, Group<1>{}, at); });
+}
+
 }  // namespace
 }  // namespace MWM_ISA
 }  // namespace mwm
