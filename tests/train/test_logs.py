@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_a_resumed_run_is_cut_back_and_then_equals_the_uninterrupted_one(tmp_pat
         file.write("8,8,2.66")  # killed while writing
     (event,) = (cut / "tensorboard").iterdir()
     event.write_bytes(event.read_bytes()[:-9])
+    # TensorBoard reads its files in the order of their names: a second, then a counter without leading zeros. A run is resumed in another second.
+    time.sleep(1.1)
     _write(cut, range(6, 11), resume_after=5)
     assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert _events(cut) == _events(whole) == list(range(1, 11))
