@@ -16,7 +16,7 @@
                             const View& sums, const View& out, int64_t threads))                                              \
   /* grad [T, K, t, t], sums [splits, K] -> out [K] */                                                                        \
   X(tile_conv_grad_bias, (const View& grad, const View& sums, const View& out, int64_t threads))                              \
-  /* The three for groups = C = K: weight [C, 1, kh, kw], workspace [(kh * kw + 1) * C], sums [splits, C * kh * kw] */        \
+  /* The three for groups = C = K: weight [C, 1, kh, kw], workspace [C], sums [splits, C * kh * kw] */                        \
   X(depthwise_forward, (const View& x, const View& weight, const View& bias, const View& coords, const View& slots,           \
                         const Ints& geometry, const View& workspace, const View& out, int64_t threads))                       \
   X(depthwise_grad_input, (const View& grad, const View& weight, const View& coords, const View& slots, const Ints& geometry, \

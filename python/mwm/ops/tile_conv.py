@@ -131,11 +131,11 @@ def _depthwise(weight: Tensor, groups: int) -> bool:
 
 
 def _workspace(weight: Tensor, groups: int) -> Tensor:
-    """Room for the filters in panels of at most 64 channels, in either direction; depthwise tap by tap, and a row of zeros."""
+    """Room for the filters in panels of at most 64 channels, in either direction; for depthwise a row of zeros."""
     filters, channels, *kernel = weight.shape
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     if _depthwise(weight, groups):
-        return torch.empty((kernel[0] * kernel[1] + 1) * filters, dtype=dtype)
+        return torch.empty(filters, dtype=dtype)
     filters //= groups
     padded = max(channels * (filters + 63), filters * (channels + 63))
     joined = 16 // max(1, min(channels, filters, 16))
