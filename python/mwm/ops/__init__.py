@@ -1,4 +1,4 @@
-"""The kernels, and the only door to native code: plain functions on tensors, registered with ``torch.library``."""
+"""The kernels, and the only door to native code: plain functions on tensors, registered with ``torch.library`` (`batch_norm` excepted: eager only)."""
 
 from __future__ import annotations
 
