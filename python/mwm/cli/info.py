@@ -68,9 +68,6 @@ def core_facts() -> list[tuple[str, str]]:
             if value is not None:
                 facts.append((label, str(value() if callable(value) else value)))
                 break
-    cuda = getattr(native, "cuda_state", None)
-    if callable(cuda):
-        facts.append(("cuda kernels", str(cuda())))
     return facts
 
 
@@ -90,10 +87,13 @@ def _cpu_name() -> str:
 
 
 def _gpu(torch) -> list[tuple[str, str]]:
+    from mwm.ops import gpu
+
+    kernels = [("cuda kernels", gpu.cuda_missing() or "yes"), ("triton kernels", gpu.triton_missing() or "yes")]
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}, but no device is visible" if torch.version.cuda else "this torch has no CUDA"
-        return [("none", built)]
-    return [(f"cuda:{k}", torch.cuda.get_device_name(k)) for k in range(torch.cuda.device_count())]
+        return [("none", built), *kernels]
+    return [(f"cuda:{k}", torch.cuda.get_device_name(k)) for k in range(torch.cuda.device_count())] + kernels
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from . import native
+from . import gpu, native
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
 ANY = (*FLOATS, *INTEGERS, torch.int8, torch.complex64)
+#: What the GPU kernels compute in; float64 is left to the reference.
+GPU_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cpu", "cuda", "triton", "reference")
@@ -39,16 +41,34 @@ class Support:
 
 _REFERENCE_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SUPPORT: dict[str, dict[str, Support]] = {}
+_CUDA_ORDER: dict[str, tuple[str, ...]] = {}
 _RESOLVED: dict[tuple, str] = {}
 _WARNED: set[str] = set()
 
 
-def declare(op: str, *, cpu: tuple[torch.dtype, ...] | None, reference: tuple[torch.dtype, ...] = ANY) -> None:
-    """Enter an op into the table with the dtypes that each of its implementations takes."""
+def declare(
+    op: str,
+    *,
+    cpu: tuple[torch.dtype, ...] | None = None,
+    cuda: tuple[torch.dtype, ...] | None = None,
+    triton: tuple[torch.dtype, ...] | None = None,
+    reference: tuple[torch.dtype, ...] = ANY,
+    cuda_order: tuple[str, ...] = ORDER["cuda"],
+) -> None:
+    """Enter an op into the table.
+
+    Args:
+        op: Name of the op, e.g. ``"tile_conv"``.
+        cpu, cuda, triton: Dtypes that the kernel takes; None where there is no such kernel.
+        reference: Dtypes that the plain torch version takes.
+        cuda_order: Which backend is tried first on CUDA tensors; put the one that was measured to be the fastest first.
+    """
     row = {"reference": Support(_REFERENCE_DEVICES, reference)}
-    if cpu is not None:
-        row["cpu"] = Support(("cpu",), cpu)
+    for name, dtypes, devices in (("cpu", cpu, ("cpu",)), ("cuda", cuda, ("cuda",)), ("triton", triton, ("cuda",))):
+        if dtypes is not None:
+            row[name] = Support(devices, dtypes)
     _SUPPORT[op] = row
+    _CUDA_ORDER[op] = cuda_order
 
 
 def reasons(op: str, backend: str, *tensors: torch.Tensor) -> list[str]:
@@ -64,13 +84,22 @@ def reasons(op: str, backend: str, *tensors: torch.Tensor) -> list[str]:
     support = _SUPPORT[op].get(backend)
     if support is None:
         return [f"{op} has no {backend} kernel in this version"]
-    found = []
+    missing = {"cuda": gpu.cuda_missing, "triton": gpu.triton_missing}.get(backend, str)()
+    found = [missing] if missing else []
     for tensor in tensors[:1]:
-        if tensor.device.type not in support.devices:
-            found.append(f"device {tensor.device.type} (supported: {', '.join(support.devices)})")
+        found += _against_device(backend, tensor.device, support.devices)
         if tensor.dtype not in support.dtypes:
             found.append(f"dtype {_short(tensor.dtype)} (supported: {', '.join(map(_short, support.dtypes))})")
     return found
+
+
+def _against_device(backend: str, device: torch.device, supported: tuple[str, ...]) -> list[str]:
+    if backend == "triton" and device.type == "cpu":
+        return [] if gpu.interpreted() else ["device cpu (supported: cuda, and cpu in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts)"]
+    if device.type not in supported:
+        return [f"device {device.type} (supported: {', '.join(supported)})"]
+    old = gpu.device_too_old(device) if backend in ("cuda", "triton") else ""
+    return [old] if old else []
 
 
 def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
@@ -80,7 +109,7 @@ def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
         BackendError: `backend` was asked for by name and cannot run these inputs, or none can.
     """
     first = tensors[0]
-    key = (op, backend, first.device.type, first.dtype)
+    key = (op, backend, first.device, first.dtype)
     known = _RESOLVED.get(key)
     if known is not None:
         return known
@@ -89,7 +118,7 @@ def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
             raise BackendError(_refusal(op, f'backend="{backend}"', tensors, found))
         chosen = backend
     else:
-        order = ORDER.get(first.device.type, ("reference",))
+        order = _CUDA_ORDER[op] if first.device.type == "cuda" else ORDER.get(first.device.type, ("reference",))
         against = {name: reasons(op, name, *tensors) for name in order}
         chosen = next((name for name in order if not against[name]), "")
         if not chosen:
