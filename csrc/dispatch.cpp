@@ -1,8 +1,5 @@
 // Which instruction set runs: built ones that the CPU has, best first. Compiled for the baseline only.
-#include <cstdarg>
-#include <cstdio>
 #include <cstring>
-#include <stdexcept>
 
 #include "ops.h"
 
@@ -79,15 +76,6 @@ bool set_isa(const char* name) {
     }
   }
   return false;
-}
-
-void fail(const char* format, ...) {
-  char text[512];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  throw std::invalid_argument(text);
 }
 
 }  // namespace mwm
