@@ -3,11 +3,13 @@
 
 #include <cstdint>
 
+#include "device_code.h"
+
 namespace mwm {
 namespace {
 
 // round(2^32 * log2(1 + i / 256)); the numbers are those of python/mwm/ops/constants.py.
-constexpr int64_t kLog2Table[257] = {
+MWM_DEVICE constexpr int64_t kLog2Table[257] = {
     0, 24157255, 48220695, 72191046, 96069025, 119855343, 143550699, 167155786,
     190671291, 214097890, 237436253, 260687042, 283850912, 306928510, 329920477, 352827446,
     375650043, 398388887, 421044590, 443617759, 466108993, 488518883, 510848017, 533096975,
@@ -43,9 +45,13 @@ constexpr int64_t kLog2Table[257] = {
     4294967296,};
 
 // -log2(u) * 2^32 for u = bits / 2^64; 0 counts as 2^-64. At most 2^38.
-inline int64_t negative_log2(uint64_t bits) {
+MWM_DEVICE inline int64_t negative_log2(uint64_t bits) {
   if (bits == 0) bits = 1;
+#if defined(__CUDA_ARCH__)
+  const int zeros = __clzll(static_cast<long long>(bits));
+#else
   const int zeros = __builtin_clzll(bits);
+#endif
   bits <<= zeros;
   const int64_t index = static_cast<int64_t>((bits >> 55) & 0xffu);
   const int64_t fraction = static_cast<int64_t>((bits >> 23) & 0xffffffffu);

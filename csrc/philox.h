@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "philox_scalar.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -11,12 +13,7 @@
 namespace mwm {
 namespace {
 
-constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
-constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
 constexpr int kPhiloxLanes = 16;
-
-// Streams of the ops; the numbers are those of python/mwm/ops/constants.py.
-constexpr uint32_t kStreamKey = 0, kStreamRounding = 1, kStreamWeight = 2;
 
 #if defined(__AVX512F__)
 using Words = __m512i;
