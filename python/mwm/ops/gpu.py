@@ -11,8 +11,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import native
-
 LEAST_CAPABILITY = (8, 0)
 
 
@@ -21,8 +19,7 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("mwm._cuda"), ""
     except ModuleNotFoundError:
-        line = getattr(native.core(), "cuda_state", lambda: "this build has no CUDA kernels")()
-        return None, f"the _cuda module was not built: {line}"
+        return None, f"the _cuda module was not built: {cuda_build()}"
     except ImportError as error:
         return None, f"the _cuda module does not load: {error}"
 
@@ -44,6 +41,14 @@ def _load_triton() -> tuple[ModuleType | None, str]:
 def interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1 was set before they were loaded."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")
+
+
+def cuda_build() -> str:
+    """What the build wrote about the CUDA kernels: for which devices they are, or why there are none."""
+    try:
+        return importlib.import_module("mwm._cuda_build").STATE
+    except ModuleNotFoundError:
+        return "the build left no word about CUDA"
 
 
 def cuda() -> ModuleType:
@@ -109,3 +114,8 @@ def guard(tensor: Tensor) -> torch.cuda.device_of:
 def stream(tensor: Tensor) -> int:
     """Address of torch's current stream on the tensor's CUDA device, as `mwm._cuda` takes it."""
     return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def launch(tensor: Tensor) -> tuple[int, int]:
+    """(device index, stream): the last two arguments of every function of `mwm._cuda`. Zeros for a tensor on the CPU."""
+    return (tensor.device.index, stream(tensor)) if tensor.is_cuda else (0, 0)

@@ -1,0 +1,29 @@
+// Every CUDA kernel, declared once: the arguments of its twin in ops.h without the number of threads, then device and stream.
+//
+// To add one: put a line into the list and define the function in csrc/cuda/<op>.cu inside namespace mwm::cuda. It is then bound as
+// mwm._cuda.<name>. Outputs are allocated by the caller; nothing here waits for the device.
+#pragma once
+
+#include "view.h"
+
+// clang-format off
+#define MWM_CUDA_KERNELS(X)                                                                                                   \
+  /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
+  X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t device, int64_t stream)) \
+  /* ids int64 [B] -> out int64 [B, n] */                                                                                     \
+  X(random_words, (const View& ids, int64_t seed, int64_t epoch, int64_t view, int64_t tag, const View& out,                  \
+                   int64_t device, int64_t stream))                                                                           \
+  /* strata [B, L], amounts int64 [S] or [B, S], ids [B], weights int64 [B, L] or None -> active bool [B, Gh, Gw] */          \
+  X(sample_active, (const View& strata, const View& amounts, int64_t exact, int64_t seed, const View& ids, int64_t epoch,     \
+                    int64_t view, const View& weights, const View& active, int64_t device, int64_t stream))
+// clang-format on
+
+namespace mwm {
+namespace cuda {
+
+#define MWM_CUDA_DECLARATION(name, arguments) void name arguments;
+MWM_CUDA_KERNELS(MWM_CUDA_DECLARATION)
+#undef MWM_CUDA_DECLARATION
+
+}  // namespace cuda
+}  // namespace mwm
