@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import gpu, native, reference
 from .backend import declare, resolve
 from .registry import register
 
 WORD = 1 << 32
 _HALF = 1 << 16
 
-declare("random_words", cpu=(torch.int64,), reference=(torch.int64,))
+declare("random_words", cpu=(torch.int64,), cuda=(torch.int64,), reference=(torch.int64,))
 
 
 def random_words(
@@ -93,10 +93,16 @@ def check_counters(op: str, seed: int, epoch: int, view: int) -> int:
 
 
 def _implementation(seed: int, ids: Tensor, epoch: int, view: int, stream: int, n: int, backend: str) -> Tensor:
-    if resolve("random_words", backend, ids) == "reference":
+    name = resolve("random_words", backend, ids)
+    if name == "reference":
         return reference.random_words(seed, ids, epoch, view, stream, n)
-    words = torch.empty((ids.shape[0], n), dtype=torch.int64)
-    native.core().random_words(native.view(ids), seed, epoch, view, stream, native.view(words), native.threads())
+    words = torch.empty((ids.shape[0], n), dtype=torch.int64, device=ids.device)
+    arguments = native.view(ids), seed, epoch, view, stream, native.view(words)
+    if name == "cuda":
+        with gpu.guard(ids):
+            gpu.cuda().random_words(*arguments, *gpu.launch(ids))
+    else:
+        native.core().random_words(*arguments, native.threads())
     return words
 
 

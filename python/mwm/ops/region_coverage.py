@@ -7,11 +7,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import gpu, native, reference
 from .backend import FLOATS, declare, resolve
 from .registry import register
 
-declare("region_coverage", cpu=(*FLOATS, torch.bool), reference=(*FLOATS, torch.bool))
+declare("region_coverage", cpu=(*FLOATS, torch.bool), cuda=(*FLOATS, torch.bool), reference=(*FLOATS, torch.bool))
 
 
 def region_coverage(
@@ -33,7 +33,7 @@ def region_coverage(
         (inside, cover): bool [B, Gh, Gw] and int64 [B, Gh, Gw].
 
     Raises:
-        ValueError: The region has NaN or the wrong size, or `min_cover` is out of range.
+        ValueError: The region has NaN (on a GPU a device-side assertion) or the wrong size, or `min_cover` is out of range.
         BackendError: `backend` cannot run this input; the message lists the reasons.
 
     Deterministic, and equal on every backend.
@@ -55,14 +55,18 @@ def region_coverage(
 def _implementation(
     region: Tensor, rows: int, columns: int, numerator: int, denominator: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if resolve("region_coverage", backend, region) == "reference":
+    name = resolve("region_coverage", backend, region)
+    if name == "reference":
         return reference.region_coverage(region, rows, columns, numerator, denominator)
     inside, cover = _fake(region, rows, columns, numerator, denominator, backend)
     pixels = (region.shape[1] // rows) * (region.shape[2] // columns)
     threshold = -(-numerator * 255 * pixels // denominator)
-    native.core().region_coverage(
-        native.view(region), threshold, native.view(inside), native.view(cover), native.threads()
-    )
+    views = native.view(region), threshold, native.view(inside), native.view(cover)
+    if name == "cuda":
+        with gpu.guard(region):
+            gpu.cuda().region_coverage(*views, *gpu.launch(region))
+    else:
+        native.core().region_coverage(*views, native.threads())
     return inside, cover
 
 

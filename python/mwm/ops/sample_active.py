@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import gpu, native, reference
 from .backend import INTEGERS, declare, resolve
 from .philox import WORD, check_counters, check_ids
 from .registry import register
@@ -16,7 +16,7 @@ from .registry import register
 MAX_PATCHES = 1 << 20
 _WEIGHT_ONE = 65535
 
-declare("sample_active", cpu=INTEGERS, reference=INTEGERS)
+declare("sample_active", cpu=INTEGERS, cuda=INTEGERS, reference=INTEGERS)
 
 
 def to_q32(ratio: float | Sequence[float] | Tensor) -> int | Tensor:
@@ -82,7 +82,7 @@ def sample_active(
 
     Raises:
         TypeError: An argument has the wrong dtype.
-        ValueError: A shape or a range does not fit.
+        ValueError: A shape or a range does not fit; ranges of tensors on a GPU are device-side assertions.
         BackendError: `backend` cannot run this input; the message lists the reasons.
     """
     rows, columns = grid
@@ -93,7 +93,7 @@ def sample_active(
     if strata.is_floating_point():
         raise TypeError(f"sample_active: strata must be integers, got {strata.dtype}.")
     batch = strata.shape[0]
-    ids = check_ids("sample_active", ids).to(strata.device)
+    ids = check_ids("sample_active", ids).to(strata.device, non_blocking=True)
     if ids.shape[0] != batch:
         raise ValueError(f"sample_active: ids must be [B] with B = {batch} (the images of strata), got {list(ids.shape)}.")
     seed = check_counters("sample_active", seed, epoch, view)
@@ -118,7 +118,7 @@ def _amounts(strata: Tensor, ratio: Tensor | Sequence[int] | None, hidden: Tenso
         raise ValueError(f"sample_active: {name} must be [S] or [B, S] with B = {strata.shape[0]}, got {list(value.shape)}.")
     if num_strata is not None and value.shape[-1] != num_strata:
         raise ValueError(f"sample_active: {name} must have S = {num_strata} strata in its last dimension, got {list(value.shape)}.")
-    return value.to(device=strata.device, dtype=torch.int64)
+    return value.to(torch.int64).to(strata.device, non_blocking=True)
 
 
 def _quantise_weights(weights: Tensor, strata: Tensor) -> Tensor:
@@ -127,13 +127,19 @@ def _quantise_weights(weights: Tensor, strata: Tensor) -> Tensor:
         raise ValueError(f"sample_active: weights must be [B, L] = {list(strata.shape)} like strata, got {list(weights.shape)}.")
     if not weights.is_floating_point():
         quantised = weights.to(torch.int64)
-        if quantised.numel() and (int(quantised.min()) < 0 or int(quantised.max()) > _WEIGHT_ONE):
-            raise ValueError("sample_active: integer weights must be in [0, 65535]. Scale them.")
+        _require((quantised >= 0) & (quantised <= _WEIGHT_ONE), "sample_active: integer weights must be in [0, 65535]. Scale them.")
         return quantised
     wide = weights.detach().double()
-    if wide.numel() and not bool(((wide >= 0) & (wide <= 1)).all()):
-        raise ValueError("sample_active: weights must be in [0, 1] and not NaN. Divide them by their maximum.")
+    _require((wide >= 0) & (wide <= 1), "sample_active: weights must be in [0, 1] and not NaN. Divide them by their maximum.")
     return torch.round(wide * _WEIGHT_ONE).to(torch.int64).clamp(min=0).maximum((wide > 0).to(torch.int64))
+
+
+def _require(good: Tensor, message: str) -> None:
+    """ValueError, or on a GPU, where a look from the host would wait for the device, a device-side assertion."""
+    if good.device.type == "cuda":
+        torch._assert_async(good.all(), message)
+    elif not bool(good.all()):
+        raise ValueError(message)
 
 
 def _implementation(
@@ -150,24 +156,22 @@ def _implementation(
     backend: str,
 ) -> Tensor:
     active = strata.new_empty((strata.shape[0], rows, columns), dtype=torch.bool)
-    if resolve("sample_active", backend, strata) == "reference":
+    name = resolve("sample_active", backend, strata)
+    if name == "reference":
         if not exact and amounts.numel() and (int(amounts.min()) < 0 or int(amounts.max()) > WORD):
             raise ValueError("sample_active: ratio must be Q32 integers in [0, 2**32]. Use to_q32.")
         spread = amounts.expand(strata.shape[0], amounts.shape[-1])
         chosen = reference.sample_active(strata.to(torch.int64), spread, exact, seed, ids, epoch, view, weights)
         return active.copy_(chosen.reshape(active.shape))
-    native.core().sample_active(
-        native.view(strata),
-        native.view(amounts),
-        exact,
-        seed,
-        native.view(ids),
-        epoch,
-        view,
-        native.view(weights),
-        native.view(active),
-        native.threads(),
+    arguments = (
+        *(native.view(strata), native.view(amounts), exact, seed, native.view(ids), epoch, view),
+        *(native.view(weights), native.view(active)),
     )
+    if name == "cuda":
+        with gpu.guard(strata):
+            gpu.cuda().sample_active(*arguments, *gpu.launch(strata))
+    else:
+        native.core().sample_active(*arguments, native.threads())
     return active
 
 
