@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from . import native, reference
+from . import gpu, native, reference
 from .backend import declare, resolve
 from .registry import register
 
-declare("build_plan", cpu=(torch.bool,), reference=(torch.bool,))
+declare("build_plan", cpu=(torch.bool,), cuda=(torch.bool,), reference=(torch.bool,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,8 @@ def build_plan(active: Tensor, patch_size: int, *, visible: int | None = None, b
         active: True where a patch is visible. bool [B, Gh, Gw]
         patch_size: Edge of a patch in pixels, at least 1.
         visible: Number of visible patches of every image, where it is constant: T = B * visible is then known without
-            looking at the mask, so that shapes are static and a CUDA mask needs no synchronisation.
+            looking at the mask, so that shapes are static and a CUDA mask needs no synchronisation. Without it a CUDA mask
+            costs one: the host waits for T.
         backend: Forces an implementation; None picks the best.
 
     Returns:
@@ -107,15 +108,26 @@ def build_plan(active: Tensor, patch_size: int, *, visible: int | None = None, b
 
 
 def _implementation(active: Tensor, visible: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    if resolve("build_plan", backend, active) == "reference":
+    name = resolve("build_plan", backend, active)
+    if name == "reference":
         return reference.build_plan(active, visible)
-    core = native.core()
     batch = active.shape[0]
-    tiles = int(active.count_nonzero()) if visible < 0 else batch * visible
-    coords = torch.empty((tiles, 3), dtype=torch.int32)
-    slots = torch.empty(active.shape, dtype=torch.int32)
-    offsets = torch.empty((batch + 1,), dtype=torch.int32)
-    core.build_plan(native.view(active), visible, native.view(coords), native.view(slots), native.view(offsets))
+    slots = torch.empty(active.shape, dtype=torch.int32, device=active.device)
+    offsets = torch.empty((batch + 1,), dtype=torch.int32, device=active.device)
+    with gpu.guard(active):
+        if visible >= 0:
+            tiles = batch * visible
+        elif name == "cuda":
+            gpu.cuda().plan_offsets(native.view(active), native.view(offsets), *gpu.launch(active))
+            tiles = int(offsets[batch])  # waits for the device: T decides on every shape from here on
+        else:
+            tiles = int(active.count_nonzero())
+        coords = torch.empty((tiles, 3), dtype=torch.int32, device=active.device)
+        arguments = native.view(active), visible, native.view(coords), native.view(slots), native.view(offsets)
+        if name == "cuda":
+            gpu.cuda().build_plan(*arguments, *gpu.launch(active))
+        else:
+            native.core().build_plan(*arguments)
     return coords, slots, offsets
 
 
