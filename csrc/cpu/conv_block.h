@@ -7,8 +7,9 @@ namespace mwm {
 namespace MWM_ISA {
 namespace {
 
-// sums[r] += a[r][0..depth) * b, b [depth][NV vectors]. The block is summed on its own first, which keeps rounding errors small.
-template <int MR, int NV, class T>
+// sums[r] += a[r][0..depth) * b, b [depth][NV vectors]; kFresh: sums[r] = that. The block is summed on its own first, which keeps
+// rounding errors small.
+template <int MR, int NV, bool kFresh = false, class T>
 inline void multiply_block(int64_t depth, const T* const* a, const T* b, T* const* sums) {
   using Vector = typename Simd<T>::Vector;
   constexpr int L = kLanes<T>;
@@ -26,7 +27,8 @@ inline void multiply_block(int64_t depth, const T* const* a, const T* b, T* cons
       MWM_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = fused(x, panel[v], sum[r][v]);
     }
   }
-  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) store(sums[r] + v * L, load(sums[r] + v * L) + sum[r][v]);
+  MWM_UNROLL for (int r = 0; r < MR; ++r) MWM_UNROLL for (int v = 0; v < NV; ++v) 
+    store(sums[r] + v * L, kFresh ? sum[r][v] : load(sums[r] + v * L) + sum[r][v]);
 }
 
 #if defined(__AVX512BF16__)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference_conv
+from . import native, reference_conv, winograd
 from .backend import FLOATS, declare, resolve
 from .conv_geometry import conv_numbers
 from .pack_tiles import check_tiles
@@ -105,11 +105,13 @@ def _fake(
 def _implementation(
     x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
 ) -> Tensor:
-    out = _fake(x, weight, bias, active, coords, slots, geometry, backend)
     if resolve("tile_conv", backend, x) == "reference":
-        return out.copy_(reference_conv.forward(x, weight, bias, active, geometry))
+        return _fake(x, weight, bias, active, coords, slots, geometry, backend).copy_(reference_conv.forward(x, weight, bias, active, geometry))
     # A view does not keep its tensor alive, so each has a name until the kernel returns.
-    x, bias, workspace = _channels_last(x), None if bias is None else bias.contiguous(), _workspace(weight, geometry[7])
+    x, bias = _channels_last(x), None if bias is None else bias.contiguous()
+    if edge := winograd.square_edge(x, weight.shape, geometry):
+        return winograd.convolve(x, weight, bias, coords, slots, edge)
+    out, workspace = _fake(x, weight, bias, active, coords, slots, geometry, backend), _workspace(weight, geometry[7])
     core = native.core()
     kernel = core.depthwise_forward if _depthwise(weight, geometry[7]) else core.tile_conv_forward
     kernel(
@@ -178,10 +180,12 @@ def _input_fake(
 def _input_implementation(
     grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
 ) -> Tensor:
-    out = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend)
     if resolve("tile_conv", backend, grad) == "reference":
-        return out.copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
-    grad, workspace = _channels_last(grad), _workspace(weight, geometry[7])
+        return _input_fake(grad, weight, active, coords, slots, geometry, edge, backend).copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
+    grad = _channels_last(grad)
+    if square := winograd.square_edge(grad, weight.shape, geometry):
+        return winograd.convolve(grad, weight, None, coords, slots, square, adjoint=True)
+    out, workspace = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend), _workspace(weight, geometry[7])
     core = native.core()
     kernel = core.depthwise_grad_input if _depthwise(weight, geometry[7]) else core.tile_conv_grad_input
     kernel(
@@ -210,7 +214,10 @@ def _weight_implementation(
     out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend)
     if resolve("tile_conv", backend, x) == "reference":
         return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
-    grad, x, sums = _channels_last(grad), _channels_last(x), _sums(grad, out.numel())
+    grad, x = _channels_last(grad), _channels_last(x)
+    if square := winograd.square_edge(grad, out.shape, geometry, weight_gradient=True):
+        return winograd.grad_weight(grad, x, coords, slots, square)
+    sums = _sums(grad, out.numel())
     core = native.core()
     kernel = core.depthwise_grad_weight if _depthwise(out, geometry[7]) else core.tile_conv_grad_weight
     kernel(
