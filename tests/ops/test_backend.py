@@ -30,7 +30,7 @@ def test_a_forced_backend_lists_its_reasons() -> None:
     assert "dtype complex64 (supported: float32, bfloat16, float16, float64, bool)" in text
     assert "mwm info" in text
     for name in ("triton", "cuda"):
-        with pytest.raises(ops.BackendError, match=f"no {name} kernel"):
+        with pytest.raises(ops.BackendError, match="device cpu"):
             ops.region_coverage(torch.zeros(1, 4, 4), (2, 2), backend=name)
     with pytest.raises(ops.BackendError, match="unknown backend 'gpu'"):
         ops.region_coverage(torch.zeros(1, 4, 4), (2, 2), backend="gpu")

@@ -119,3 +119,8 @@ def stream(tensor: Tensor) -> int:
 def launch(tensor: Tensor) -> tuple[int, int]:
     """(device index, stream): the last two arguments of every function of `mwm._cuda`. Zeros for a tensor on the CPU."""
     return (tensor.device.index, stream(tensor)) if tensor.is_cuda else (0, 0)
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """Bools as uint8, which Triton reads and writes as they lie in memory; other tensors as they are."""
+    return x.view(torch.uint8) if x.dtype == torch.bool else x

@@ -14,7 +14,7 @@ from .registry import register
 WORD = 1 << 32
 _HALF = 1 << 16
 
-declare("random_words", cpu=(torch.int64,), cuda=(torch.int64,), reference=(torch.int64,))
+declare("random_words", cpu=(torch.int64,), cuda=(torch.int64,), triton=(torch.int64,), reference=(torch.int64,))
 
 
 def random_words(
@@ -97,6 +97,10 @@ def _implementation(seed: int, ids: Tensor, epoch: int, view: int, stream: int, 
     if name == "reference":
         return reference.random_words(seed, ids, epoch, view, stream, n)
     words = torch.empty((ids.shape[0], n), dtype=torch.int64, device=ids.device)
+    if name == "triton":
+        with gpu.guard(ids):
+            gpu.triton_kernels("philox").random_words(ids, seed, epoch, view, stream, words)
+        return words
     arguments = native.view(ids), seed, epoch, view, stream, native.view(words)
     if name == "cuda":
         with gpu.guard(ids):

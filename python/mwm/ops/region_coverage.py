@@ -11,7 +11,7 @@ from . import gpu, native, reference
 from .backend import FLOATS, declare, resolve
 from .registry import register
 
-declare("region_coverage", cpu=(*FLOATS, torch.bool), cuda=(*FLOATS, torch.bool), reference=(*FLOATS, torch.bool))
+declare("region_coverage", cpu=(*FLOATS, torch.bool), cuda=(*FLOATS, torch.bool), triton=(*FLOATS, torch.bool), reference=(*FLOATS, torch.bool))
 
 
 def region_coverage(
@@ -61,6 +61,10 @@ def _implementation(
     inside, cover = _fake(region, rows, columns, numerator, denominator, backend)
     pixels = (region.shape[1] // rows) * (region.shape[2] // columns)
     threshold = -(-numerator * 255 * pixels // denominator)
+    if name == "triton":
+        with gpu.guard(region):
+            gpu.triton_kernels("region_coverage").region_coverage(gpu.as_bytes(region), threshold, gpu.as_bytes(inside), cover)
+        return inside, cover
     views = native.view(region), threshold, native.view(inside), native.view(cover)
     if name == "cuda":
         with gpu.guard(region):

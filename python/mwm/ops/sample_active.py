@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from . import gpu, native, reference
 from .backend import INTEGERS, declare, resolve
+from .constants import LOG2_TABLE
 from .philox import WORD, check_counters, check_ids
 from .registry import register
 
 MAX_PATCHES = 1 << 20
 _WEIGHT_ONE = 65535
 
-declare("sample_active", cpu=INTEGERS, cuda=INTEGERS, reference=INTEGERS)
+declare("sample_active", cpu=INTEGERS, cuda=INTEGERS, triton=INTEGERS, reference=INTEGERS)
 
 
 def to_q32(ratio: float | Sequence[float] | Tensor) -> int | Tensor:
@@ -142,6 +144,12 @@ def _require(good: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
+@functools.cache
+def _log2_table(device: torch.device) -> Tensor:
+    """2³² * log2(1 + i / 256), a constant of the device. int64 [257]"""
+    return torch.tensor(LOG2_TABLE, dtype=torch.int64).to(device)
+
+
 def _implementation(
     strata: Tensor,
     amounts: Tensor,
@@ -163,6 +171,12 @@ def _implementation(
         spread = amounts.expand(strata.shape[0], amounts.shape[-1])
         chosen = reference.sample_active(strata.to(torch.int64), spread, exact, seed, ids, epoch, view, weights)
         return active.copy_(chosen.reshape(active.shape))
+    if name == "triton":
+        with gpu.guard(strata):
+            gpu.triton_kernels("sample_active").sample_active(
+                gpu.as_bytes(strata), amounts, exact, seed, ids, epoch, view, weights, _log2_table(strata.device), gpu.as_bytes(active)
+            )
+        return active
     arguments = (
         *(native.view(strata), native.view(amounts), exact, seed, native.view(ids), epoch, view),
         *(native.view(weights), native.view(active)),

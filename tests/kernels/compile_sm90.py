@@ -1,0 +1,97 @@
+"""Compile every Triton kernel to sm_90 code without a GPU, and refuse register spills and too much shared memory.
+
+    python tests/kernels/compile_sm90.py [BASENAME …]
+
+A file in kernels/ lists what it launches in `compile_cases()`: (name, kernel, signature, constants, options). Pointers are taken as 16-byte
+aligned, as torch allocates them. Runs in a process of its own without TRITON_INTERPRET. Prints one line per case; the exit code is the number of bad ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_SHARED = 227 * 1024
+SM = 90
+
+
+def compile_case(kernel: Any, signature: dict[str, str], constants: dict[str, Any], options: dict[str, Any]) -> tuple[str, str]:
+    """Compile one case. Returns (what it uses, why it is bad or "")."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    missing = set(kernel.arg_names) ^ (set(signature) | set(constants))
+    if missing:
+        return "", f"the arguments {sorted(missing)} are not in the case, or not in the kernel"
+    types = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types[name].startswith("*")}
+    source = triton.compiler.ASTSource(kernel, signature=types, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", SM, 32), options=options)
+    used, spilled = registers(compiled.asm["ptx"])
+    shared = compiled.metadata.shared
+    bad = [f"{spilled} bytes of registers spilled"] if spilled else []
+    bad += [f"{shared} bytes of shared memory, sm_{SM} has {MAX_SHARED}"] if shared > MAX_SHARED else []
+    bad += narrow_offsets(compiled.asm["ttir"])
+    return f"{used} registers, {shared} bytes shared", "; ".join(bad)
+
+
+def registers(ptx: str) -> tuple[int, int]:
+    """(registers per thread, bytes spilled) by ptxas -v."""
+    from triton import knobs
+
+    arch = re.search(r"\.target (sm_\w+)", ptx).group(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        done = subprocess.run([knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch}", str(path), "-o", str(path.with_suffix(".cubin"))],
+                              capture_output=True, text=True, check=True)
+    log = done.stdout + done.stderr
+    return int(re.search(r"Used (\d+) registers", log).group(1)), sum(map(int, re.findall(r"(\d+) bytes spill", log)))
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """Products of two variables in 32 bits that are then widened: an offset that wraps beyond 2^31 elements."""
+    defined = dict(re.findall(r"(%[\w#:]+) = (arith\.muli [^\n]*: (?:tensor<[^>]*xi32>|i32))", ttir))
+    constants = set(re.findall(r"(%[\w#:]+) = arith\.constant", ttir))
+    found = []
+    for operand in re.findall(r"arith\.extsi (%[\w#:]+)", ttir):
+        product = defined.get(operand)
+        if product and not constants & set(re.findall(r"%[\w#:]+", product)):
+            found.append(f"a 32-bit product is widened afterwards: {operand} = {product}")
+    return found
+
+
+def main(basenames: list[str]) -> int:
+    """Compile all cases of these files of kernels/, or of all."""
+    import triton
+
+    names = basenames or sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
+    print(f"triton {triton.__version__}, sm_{SM}")
+    failures = 0
+    for basename in names:
+        module = importlib.import_module(f"mwm.kernels.{basename}")
+        for name, kernel, signature, constants, options in getattr(module, "compile_cases", tuple)():
+            start = time.perf_counter()
+            try:
+                used, bad = compile_case(kernel, signature, constants, options)
+            except Exception as error:  # every kind of compiler error counts, and the others are still to be seen
+                while error.__cause__ is not None:  # the innermost names the line in the callee
+                    error = error.__cause__
+                used, bad = "", f"{type(error).__name__}: {' … '.join(str(error).strip().splitlines()[-3:])}"
+            failures += bool(bad)
+            print(f"{'BAD' if bad else 'ok '} {basename}: {name}: {used} {bad} ({time.perf_counter() - start:.1f} s)", flush=True)
+    return failures
+
+
+if __name__ == "__main__":
+    if os.environ.pop("TRITON_INTERPRET", None):
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    sys.exit(min(main(sys.argv[1:]), 100))

@@ -1,0 +1,35 @@
+"""The Triton kernels on a machine without a GPU: run by Triton's interpreter, and compiled to sm_90 code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    rest = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900, env={**rest, **environment}, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(960)
+def test_every_triton_kernel_equals_the_oracle_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    done = _python("-m", "pytest", "tests/kernels", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and " skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(960)
+def test_every_triton_kernel_compiles_to_sm_90_without_spills() -> None:
+    pytest.importorskip("triton")
+    done = _python("tests/kernels/compile_sm90.py")
+    assert done.returncode == 0, "\n".join(line for line in done.stdout.splitlines() if not line.startswith("ok ")) + done.stderr[-2000:]
+    assert done.stdout.count("\nok ") > 10, done.stdout
