@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mwm.mim.conv3x3 import Conv3x3
 from mwm.ops import TilePlan, tile_conv, tile_conv_between, unpack_tiles
 from mwm.sparse import Packed, sparsify
 
@@ -53,7 +54,7 @@ class Densify(nn.Module):
         if deepest:
             self.project = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
         else:
-            self.project = nn.Conv2d(channels, width, 3, padding=1)
+            self.project = Conv3x3(channels, width)
 
     def forward(self, x: Packed) -> Tensor:
         """Densify.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .backend import BackendError, reasons, resolve, table
 from .batch_norm import batch_moments, batch_norm
 from .constants import SAMPLER_VERSION
+from .conv3x3 import conv3x3
 from .image_sum import image_expand, image_sum
 from .pack_tiles import pack_tiles, unpack_tiles
 from .philox import philox, random_words
@@ -22,6 +23,7 @@ __all__ = [
     "batch_moments",
     "batch_norm",
     "build_plan",
+    "conv3x3",
     "image_expand",
     "image_sum",
     "pack_tiles",
