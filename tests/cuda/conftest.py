@@ -1,17 +1,37 @@
-"""Fixtures of the CUDA tests, and the way to the harness one folder up."""
+"""Where the CUDA tests run, and the way to the harness one folder up."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-import emulator
+import emulator  # noqa: E402
+
+from mwm.ops import backend  # noqa: E402
+
+ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run an op: the emulated kernels on the CPU, or a backend on a GPU."""
+
+    device: torch.device
+    backend: str
+
+    def require(self, op: str, dtype: torch.dtype = torch.float32) -> None:
+        """Skip, with the reason, where this backend has no such kernel."""
+        dummy = torch.empty(1, dtype=dtype, device=self.device)
+        if found := backend.reasons(op, self.backend, dummy):
+            pytest.skip("; ".join(found))
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +40,22 @@ def emulated() -> ModuleType:
     return emulator.load()
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["forwards", "backwards", "shuffled"])
-def order(request: pytest.FixtureRequest, emulated: ModuleType) -> Iterator[int]:
-    """`backend="cuda"` runs the emulation, with threads and blocks in one of three orders."""
-    emulated.set_order(request.param)
-    with emulator.backend_on_cpu(emulated):
-        yield request.param
-    emulated.set_order(0)
+def _target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    where, how = request.param
+    if where == "emulated":
+        module = request.getfixturevalue("emulated")
+        module.set_order(ORDERS[how])
+        with emulator.backend_on_cpu(module):
+            yield Target(torch.device("cpu"), "cuda")
+        module.set_order(0)
+        return
+    if how == "none":
+        pytest.skip("needs a CUDA device")
+    yield Target(torch.device("cuda"), how)
+
+
+_ON_GPU = [pytest.param(("gpu", name), marks=pytest.mark.gpu, id=f"gpu-{name}") for name in (("cuda", "triton") if torch.cuda.is_available() else ("none",))]
+#: Threads and blocks in three orders, and both GPU backends.
+target = pytest.fixture(_target, params=[*(pytest.param(("emulated", how), id=how) for how in ORDERS), *_ON_GPU], name="target")
+#: One order: for what no order can change, or what takes long.
+quick = pytest.fixture(_target, params=[pytest.param(("emulated", "shuffled"), id="shuffled"), *_ON_GPU], name="quick")
