@@ -1,0 +1,204 @@
+"""Weight gradient of `tile_conv`: for each tap, (output's gradient)^T x (the input rows that the tap reads), in two stages.
+
+Program <-> BLOCK_N filters x BLOCK_K channels of one tap (few channels: BLOCK_K pairs of tap and channel) x one share of the
+positions. A program adds its share in order and writes one partial sum; a second kernel adds the shares in order. The number of
+shares is a function of shapes and of the config table, so that results repeat bit for bit. Hidden neighbours are masked loads.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from mwm.kernels import conv_configs
+from mwm.kernels.tile_conv import check_sizes, neighbour
+
+LEAST_BLOCKS = 4  # of positions in a share
+MOST_PARTIAL = 2**26  # elements of all partial sums together, 256 MiB
+
+
+@triton.jit
+def _tile_conv_weight_kernel(
+    grad,  # packed rows [rows, groups * filters]
+    source,  # packed rows [S * EDGE * EDGE, groups * depth]
+    coords,  # of the tiles of grad [T, 3]
+    slots,  # of the tiles of source [B, grid_h, grid_w]
+    sums,  # [shares, groups * filters, KH * KW, depth]
+    rows,
+    grid_h,
+    grid_w,
+    depth,
+    filters,
+    grad_stride,
+    source_stride,
+    numel,  # elements of one share's partial sums
+    groups,
+    blocks_n,
+    blocks_k,
+    per_share,  # blocks of positions
+    EDGE: tl.constexpr,
+    LATTICE: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    FLAT: tl.constexpr,
+    EVEN: tl.constexpr,  # BLOCK_N divides filters and BLOCK_K divides depth
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    block_n = pid % blocks_n
+    block_k = pid // blocks_n % blocks_k
+    group = pid // (blocks_n * blocks_k) % groups
+    share = pid // (blocks_n * blocks_k) // groups
+    n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ks = tl.arange(0, BLOCK_K)
+    if FLAT:
+        k = block_k * BLOCK_K + ks
+        place = k // depth
+        c = k - place * depth
+        good_k = place < KH * KW
+        place = tl.where(good_k, place, 0)
+    else:
+        # Taps are the inner index: programs that run side by side read the same rows.
+        place = block_k % (KH * KW)
+        c = block_k // (KH * KW) * BLOCK_K + ks
+        good_k = c < depth
+    dy = place // KW * DH - TOP
+    dx = place % KW * DW - LEFT
+    grad += group.to(tl.int64) * filters
+    source += group.to(tl.int64) * depth
+    height = grid_h * EDGE
+    width = grid_w * EDGE
+    acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for block in range(share * per_share, share * per_share + per_share):
+        m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        valid = m < rows
+        tile = m // (LATTICE * LATTICE)
+        image = tl.load(coords + tile * 3, mask=valid, other=0)
+        y = tl.load(coords + tile * 3 + 1, mask=valid, other=0) * EDGE + m % (LATTICE * LATTICE) // LATTICE * STRIDE
+        x = tl.load(coords + tile * 3 + 2, mask=valid, other=0) * EDGE + m % LATTICE * STRIDE
+        base = image * (grid_h * grid_w)
+        if FLAT:
+            row, seen = neighbour(slots, base[:, None], y[:, None] + dy[None, :], x[:, None] + dx[None, :], valid[:, None] & good_k[None, :],
+                                  height, width, grid_w, EDGE)
+            at = row.to(tl.int64) * source_stride + c[None, :]
+            mask_n = (n < filters)[:, None] & valid[None, :]
+        else:
+            row, seen = neighbour(slots, base, y + dy, x + dx, valid, height, width, grid_w, EDGE)
+            at = row.to(tl.int64)[:, None] * source_stride + c[None, :]
+            seen = seen[:, None]
+            mask_n = valid[None, :]
+            if not EVEN:
+                seen = seen & good_k[None, :]
+                mask_n = mask_n & (n < filters)[:, None]
+        a = tl.load(grad + (m.to(tl.int64)[None, :] * grad_stride + n[:, None]), mask=mask_n, other=0.0)
+        b = tl.load(source + at, mask=seen, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    at = share.to(tl.int64) * numel + (group * filters + n)[:, None] * (KH * KW * depth) + (place * depth + c)[None, :]
+    tl.store(sums + at, acc.to(sums.dtype.element_ty), mask=(n < filters)[:, None] & good_k[None, :])
+
+
+@triton.jit
+def _sum_shares_kernel(sums, out, numel, shares, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < numel
+    sums += at
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(shares):
+        total += tl.load(sums, mask=inside, other=0.0)
+        sums += numel
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+
+
+def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False):
+    """The transpose of `tile_conv.forward` in weight.
+
+    Args:
+        grad: Packed tiles, channels-last. float32 | bfloat16 | float16 [T, K, t // s, t // s]
+        x: Packed tiles, channels-last, same dtype. [S, C, t, t]
+        coords: Where the tiles of grad lie. int32 [T, 3]
+        slots: Where the tiles of x lie. int32 [B, Gh, Gw]
+        geometry: [stride, dilation of rows, of columns, padding left, right, top, bottom, groups]
+        out: Receives the result, channels-last memory; summed in float32, rounded once. [K, C // groups, kh, kw]
+        tf32: Round float32 operands to TF32, as the tensor cores take them.
+    """
+    if out.numel() == 0 or grad.numel() == 0 or x.numel() == 0:
+        out.zero_()
+        return
+    kind = conv_configs.kind_of(x.dtype, tf32)
+    grid, sizes, constants, options = plan_launch(grad.shape, x.shape, out.shape, geometry, kind, conv_configs.device_name(x.device))
+    check_sizes(x, out, grad, slots, grid[0])
+    rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share = sizes
+    sums = out if shares == 1 else torch.empty((shares, out.numel()), dtype=torch.float32, device=out.device)
+    _tile_conv_weight_kernel[grid](
+        grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], depth, filters, grad.shape[1], x.shape[1], out.numel(), groups, blocks_n,
+        blocks_k, per_share, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
+    )
+    if shares > 1:
+        sum_shares(sums, out)
+
+
+def sum_shares(sums, out):
+    """Add partial sums in order. float32 [shares, numel] -> out, as it lies in memory"""
+    numel = sums.shape[1]
+    _sum_shares_kernel[(triton.cdiv(numel, 512),)](sums, out, numel, sums.shape[0], BLOCK=512, num_warps=4)
+
+
+def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device):
+    """(grid, runtime sizes, constants, options) of a launch: a pure function of shapes, kind of numbers and device name."""
+    stride, dilation_h, dilation_w, left, _, top, _, groups = geometry
+    kernel_h, kernel_w = out_shape[2:]
+    lattice = grad_shape[2]
+    rows = grad_shape[0] * lattice * lattice
+    filters, depth = grad_shape[1] // groups, out_shape[1]
+    config = conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device)
+    flat = depth < conv_configs.LEAST_CHUNK
+    taps = kernel_h * kernel_w
+    blocks_n = triton.cdiv(filters, config["block_n"])
+    blocks_k = triton.cdiv(taps * depth, config["block_k"]) if flat else taps * triton.cdiv(depth, config["block_k"])
+    shares, per_share = shares_of(triton.cdiv(rows, config["block_m"]), blocks_n * blocks_k * groups, config["programs"], out_shape[0] * depth * taps)
+    constants = dict(
+        EDGE=x_shape[2], LATTICE=lattice, KH=kernel_h, KW=kernel_w, STRIDE=stride, DH=dilation_h, DW=dilation_w, TOP=top, LEFT=left, FLAT=flat,
+        EVEN=filters % config["block_n"] == 0 and depth % config["block_k"] == 0, BLOCK_N=config["block_n"], BLOCK_K=config["block_k"],
+        BLOCK_M=config["block_m"],
+    )
+    sizes = (rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share)
+    return (blocks_n * blocks_k * groups * shares,), sizes, constants, dict(num_warps=config["num_warps"], num_stages=config["num_stages"])
+
+
+def shares_of(blocks, programs, wanted, numel):
+    """(number of shares, blocks in each): enough to reach `wanted` programs where the sums are not too short and not too large for it."""
+    shares = max(1, min(-(-wanted // programs), blocks // LEAST_BLOCKS, MOST_PARTIAL // numel))
+    per_share = -(-blocks // shares)
+    return -(-blocks // per_share), per_share
+
+
+def compile_cases():
+    """(name, kernel, signature, constants, options) of every shipped config and dtype on layers that take each way through the kernel."""
+    from mwm.kernels.tile_conv import LAYERS
+
+    seen = set()
+    for device in conv_configs.DEVICES:
+        for dtype, tf32 in conv_configs.NUMBERS:
+            kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
+            for name, layer in LAYERS.items():
+                for tiles in (64, 4096):
+                    grad, x = ((tiles, *layer[side][1:]) for side in ("out", "source"))
+                    _, sizes, constants, options = plan_launch(grad, x, layer["weight"], layer["geometry"], kind, device)
+                    constants["PRECISION"] = "tf32" if tf32 else "ieee"
+                    signature = dict.fromkeys(("grad", "source"), f"*{element}") | {"coords": "*i32", "slots": "*i32"}
+                    signature["sums"] = "*fp32" if sizes[6] > 1 else f"*{element}"
+                    signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "filters", "grad_stride", "source_stride", "numel", "groups", "blocks_n",
+                                                "blocks_k", "per_share"), "i32")
+                    key = (*signature.values(), *constants.values(), *options.values())
+                    if key not in seen:
+                        seen.add(key)
+                        yield f"tile_conv weight gradient {name} {kind} {device} {sizes[0]} rows", _tile_conv_weight_kernel, signature, constants, options
+    for element in conv_configs.ELEMENTS.values():
+        signature = {"sums": "*fp32", "out": f"*{element}", "numel": "i32", "shares": "i32"}
+        yield f"tile_conv sum of shares {element}", _sum_shares_kernel, signature, {"BLOCK": 512}, {"num_warps": 4}
