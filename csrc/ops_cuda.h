@@ -8,6 +8,19 @@
 
 // clang-format off
 #define MWM_CUDA_KERNELS(X)                                                                                                   \
+  /* active bool [B, Gh, Gw] -> offsets int32 [B + 1]: where each image's tiles begin */                                      \
+  X(plan_offsets, (const View& active, const View& offsets, int64_t device, int64_t stream))                                  \
+  /* active; visible < 0: unknown, offsets come from plan_offsets -> coords [T, 3], slots [B, Gh, Gw], offsets, all int32 */  \
+  X(build_plan, (const View& active, int64_t visible, const View& coords, const View& slots, const View& offsets,             \
+                 int64_t device, int64_t stream))                                                                             \
+  /* x [B, C, H, W] -> out [T, C, t, t] */                                                                                    \
+  X(pack_tiles, (const View& x, const View& coords, const View& slots, const View& out, int64_t device, int64_t stream))      \
+  /* tiles [T, C, t, t] -> out [B, C, Gh*t, Gw*t] */                                                                          \
+  X(unpack_tiles, (const View& tiles, const View& slots, double fill, const View& out, int64_t device, int64_t stream))       \
+  /* x [T, C, t, t], offsets [B + 1] -> out float32 [B, C] */                                                                 \
+  X(image_sum, (const View& x, const View& offsets, const View& out, int64_t device, int64_t stream))                         \
+  /* grad [T, K, t, t], sums float32 [splits, K] -> out [K] */                                                                \
+  X(tile_conv_grad_bias, (const View& grad, const View& sums, const View& out, int64_t device, int64_t stream))               \
   /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
   X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t device, int64_t stream)) \
   /* ids int64 [B] -> out int64 [B, n] */                                                                                     \

@@ -40,6 +40,15 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 struct BFloat16 { uint16_t bits; };
 struct Half { uint16_t bits; };
 
+// Bits of a number in a narrow type, on the host.
+#ifdef MWM_EMULATE
+inline uint16_t bfloat16_bits(float x) { return emulate::to_bfloat16(x); }
+inline uint16_t half_bits(float x) { return emulate::to_half(x); }
+#else
+inline uint16_t bfloat16_bits(float x) { return __nv_bfloat16_raw(__float2bfloat16_rn(x)).x; }
+inline uint16_t half_bits(float x) { return __half_raw(__float2half_rn(x)).x; }
+#endif
+
 #ifdef MWM_EMULATE
 inline float widen(BFloat16 x) { return emulate::from_bfloat16(x.bits); }
 inline float widen(Half x) { return emulate::from_half(x.bits); }
