@@ -50,8 +50,8 @@ class AuthorsModel(nn.Module):
         parts = [model.densify[str(stride)] for stride in reversed(model.strides)]  # deepest first
         self.norms = nn.ModuleList(_plain_norm(part.norm.norm) for part in parts)
         self.tokens = nn.ParameterList(part.mask_token.detach().clone() for part in parts)
-        self.projections = nn.ModuleList(copy.deepcopy(part.project) for part in parts)
-        self.blocks = copy.deepcopy(model.decoder.blocks)
+        self.projections = nn.ModuleList(_plain(part.project) for part in parts)
+        self.blocks = nn.ModuleList(nn.Sequential(*map(_plain, block)) for block in model.decoder.blocks)
         self.pixels = copy.deepcopy(model.decoder.pixels)
         self.to(memory_format=torch.contiguous_format)
 
@@ -93,4 +93,13 @@ class AuthorsModel(nn.Module):
 def _plain_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm1d:
     plain = nn.BatchNorm1d(norm.num_features, norm.eps, norm.momentum)
     plain.load_state_dict(norm.state_dict())
+    return plain
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """A copy that computes as torch does, whatever our own layer of that place does."""
+    if not isinstance(layer, nn.Conv2d):
+        return copy.deepcopy(layer)
+    plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding, bias=layer.bias is not None)
+    plain.load_state_dict(layer.state_dict())
     return plain
