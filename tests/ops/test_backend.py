@@ -65,7 +65,7 @@ def test_falling_back_to_the_reference_warns_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_public_op_is_registered_with_torch_library() -> None:
-    eager_only = {"batch_norm"}  # compiled code runs torch's own, which inductor fuses
+    eager_only = {"batch_norm", "depthwise_conv"}  # compiled code runs torch's own, which inductor fuses; a part of tile_conv with kernels of its own
     for row in ops.table():
         assert hasattr(torch.ops.mwm, row["op"]) != (row["op"] in eager_only)
 

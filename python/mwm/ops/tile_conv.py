@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference_conv, winograd
-from .backend import FLOATS, declare, resolve
+from . import native, reference_conv, tile_conv_gpu, winograd
+from .backend import resolve
 from .conv_geometry import conv_numbers
 from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .registry import once_only, register
-
-declare("tile_conv", cpu=FLOATS, reference=FLOATS)
 
 
 def tile_conv(
@@ -105,8 +103,11 @@ def _fake(
 def _implementation(
     x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
 ) -> Tensor:
-    if resolve("tile_conv", backend, x) == "reference":
+    way = tile_conv_gpu.choose("forward", backend, x, weight.shape, slots, geometry, x.shape[2] // geometry[0])
+    if way == "reference":
         return _fake(x, weight, bias, active, coords, slots, geometry, backend).copy_(reference_conv.forward(x, weight, bias, active, geometry))
+    if way != "cpu":
+        return tile_conv_gpu.forward(way, x, weight, bias, (active, coords, slots), geometry, _fake(x, weight, bias, active, coords, slots, geometry, backend))
     # A view does not keep its tensor alive, so each has a name until the kernel returns.
     x, bias = _channels_last(x), None if bias is None else bias.contiguous()
     if edge := winograd.square_edge(x, weight.shape, geometry):
@@ -180,8 +181,12 @@ def _input_fake(
 def _input_implementation(
     grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
 ) -> Tensor:
-    if resolve("tile_conv", backend, grad) == "reference":
+    way = tile_conv_gpu.choose("grad_input", backend, grad, weight.shape, slots, geometry, edge)
+    if way == "reference":
         return _input_fake(grad, weight, active, coords, slots, geometry, edge, backend).copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
+    if way != "cpu":
+        out = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend)
+        return tile_conv_gpu.grad_input(way, grad, weight, (active, coords, slots), geometry, out)
     grad = _channels_last(grad)
     if square := winograd.square_edge(grad, weight.shape, geometry):
         return winograd.convolve(grad, weight, None, coords, slots, square, adjoint=True)
@@ -212,8 +217,11 @@ def _weight_implementation(
     grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
 ) -> Tensor:
     out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend)
-    if resolve("tile_conv", backend, x) == "reference":
+    way = tile_conv_gpu.choose("grad_weight", backend, x, out.shape, slots, geometry, grad.shape[2])
+    if way == "reference":
         return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
+    if way != "cpu":
+        return tile_conv_gpu.grad_weight(way, grad, x, (active, coords, slots), geometry, out)
     grad, x = _channels_last(grad), _channels_last(x)
     if square := winograd.square_edge(grad, out.shape, geometry, weight_gradient=True):
         return winograd.grad_weight(grad, x, coords, slots, square)
@@ -238,8 +246,11 @@ def _bias_fake(grad: Tensor, backend: str) -> Tensor:
 
 
 def _bias_implementation(grad: Tensor, backend: str) -> Tensor:
-    if resolve("tile_conv", backend, grad) == "reference":
+    way = resolve("depthwise_conv", backend, grad)  # whose table has every implementation of this sum
+    if way == "reference":
         return reference_conv.grad_bias(grad)
+    if way != "cpu":
+        return tile_conv_gpu.grad_bias(way, grad)
     out = _bias_fake(grad, backend)
     grad, sums = _channels_last(grad), _sums(grad, grad.shape[1])
     native.core().tile_conv_grad_bias(native.view(grad), native.view(sums), native.view(out), native.threads())
