@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import gpu, native, reference
 from .backend import ANY, declare, resolve
 from .plan import TilePlan
 from .registry import register
 
-declare("pack_tiles", cpu=ANY)
-declare("unpack_tiles", cpu=ANY)
+declare("pack_tiles", cpu=ANY, triton=ANY)
+declare("unpack_tiles", cpu=ANY, triton=ANY)
 
 
 def pack_tiles(x: Tensor, plan: TilePlan, *, backend: str | None = None) -> Tensor:
@@ -90,8 +90,13 @@ def _new_tiles(like: Tensor, tiles: int, channels: int, edge: int) -> Tensor:
 
 def _pack_implementation(x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, backend: str) -> Tensor:
     out = _new_tiles(x, coords.shape[0], x.shape[1], _edge(x, slots))
-    if resolve("pack_tiles", backend, x) == "reference":
+    name = resolve("pack_tiles", backend, x)
+    if name == "reference":
         return out.copy_(reference.pack_tiles(x, active))
+    if name == "triton":
+        with gpu.guard(x):
+            gpu.triton_kernels("pack_tiles").pack_tiles(x, coords, out)
+        return out
     native.core().pack_tiles(native.view(x), native.view(coords), native.view(slots), native.view(out), native.threads())
     return out
 
@@ -117,8 +122,13 @@ def _pack_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _unpack_implementation(tiles: Tensor, active: Tensor, coords: Tensor, slots: Tensor, fill: float, backend: str) -> Tensor:
     out = _unpack_fake(tiles, active, coords, slots, fill, backend)
-    if resolve("unpack_tiles", backend, tiles) == "reference":
+    name = resolve("unpack_tiles", backend, tiles)
+    if name == "reference":
         return out.copy_(reference.unpack_tiles(tiles, active, fill))
+    if name == "triton":
+        with gpu.guard(tiles):
+            gpu.triton_kernels("pack_tiles").unpack_tiles(tiles, slots, fill, out)
+        return out
     native.core().unpack_tiles(native.view(tiles), native.view(slots), fill, native.view(out), native.threads())
     return out
 
