@@ -19,6 +19,20 @@
   X(unpack_tiles, (const View& tiles, const View& slots, double fill, const View& out, int64_t device, int64_t stream))       \
   /* x [T, C, t, t], offsets [B + 1] -> out float32 [B, C] */                                                                 \
   X(image_sum, (const View& x, const View& offsets, const View& out, int64_t device, int64_t stream))                         \
+  /* x [T, C, t, t] -> out, taps int16 [T, C, t/s, t/s]; geometry as in ops/pool_geometry.py */                               \
+  X(tile_pool_forward, (const View& x, const View& coords, const View& slots, const Ints& geometry, double pad_value,         \
+                        const View& out, const View& taps, int64_t device, int64_t stream))                                   \
+  /* grad, taps [T, C, t/s, t/s] -> out [T, C, t, t] */                                                                       \
+  X(tile_pool_backward, (const View& grad, const View& taps, const View& coords, const View& slots, const Ints& geometry,     \
+                         const View& out, int64_t device, int64_t stream))                                                    \
+  /* Depthwise: x [T, C, t, t], weight [C, 1, kh, kw], bias [C] or None -> out [T, C, t/s, t/s] */                            \
+  X(depthwise_forward, (const View& x, const View& weight, const View& bias, const View& coords, const View& slots,           \
+                        const Ints& geometry, const View& out, int64_t device, int64_t stream))                               \
+  X(depthwise_grad_input, (const View& grad, const View& weight, const View& coords, const View& slots, const Ints& geometry, \
+                           const View& out, int64_t device, int64_t stream))                                                  \
+  /* sums float32 [splits, C * kh * kw] -> out [C, 1, kh, kw] */                                                              \
+  X(depthwise_grad_weight, (const View& grad, const View& x, const View& coords, const View& slots, const Ints& geometry,     \
+                            const View& sums, const View& out, int64_t device, int64_t stream))                               \
   /* grad [T, K, t, t], sums float32 [splits, K] -> out [K] */                                                                \
   X(tile_conv_grad_bias, (const View& grad, const View& sums, const View& out, int64_t device, int64_t stream))               \
   /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
