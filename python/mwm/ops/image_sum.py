@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference
-from .backend import FLOATS, declare, resolve
+from . import gpu, native, reference
+from .backend import FLOATS, GPU_FLOATS, declare, resolve
 from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .registry import register
 
-declare("image_sum", cpu=FLOATS, reference=FLOATS)
-declare("image_expand", cpu=FLOATS, reference=FLOATS)
+declare("image_sum", cpu=FLOATS, cuda=GPU_FLOATS, reference=FLOATS)
+# Torch's own gather along the plan, on every device.
+declare("image_expand", cpu=FLOATS, cuda=FLOATS, triton=FLOATS, reference=FLOATS)
 
 
 def image_sum(x: Tensor, plan: TilePlan, *, backend: str | None = None) -> Tensor:
@@ -77,9 +78,15 @@ def _sum_fake(x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, offsets:
 
 def _sum_implementation(x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, offsets: Tensor, backend: str) -> Tensor:
     out = _sum_fake(x, active, coords, slots, offsets, backend)
-    if resolve("image_sum", backend, x) == "reference":
+    name = resolve("image_sum", backend, x)
+    if name == "reference":
         return out.copy_(reference.image_sum(x, active))
-    native.core().image_sum(native.view(x), native.view(offsets), native.view(out), native.threads())
+    views = native.view(x), native.view(offsets), native.view(out)
+    if name == "cuda":
+        with gpu.guard(x):
+            gpu.cuda().image_sum(*views, *gpu.launch(x))
+    else:
+        native.core().image_sum(*views, native.threads())
     return out
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference_pool
-from .backend import FLOATS, declare, resolve
+from . import gpu, native, reference_pool
+from .backend import FLOATS, GPU_FLOATS, declare, resolve
 from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .pool_geometry import PoolGeometry
 from .registry import once_only, register
 
-declare("tile_pool", cpu=FLOATS, reference=FLOATS)
+declare("tile_pool", cpu=FLOATS, cuda=GPU_FLOATS, reference=FLOATS)
 
 
 def tile_pool(
@@ -128,20 +128,18 @@ def _implementation(
     x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], pad_value: float | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     out, taps = _fake(x, active, coords, slots, geometry, pad_value, backend)
-    if resolve("tile_pool", backend, x) == "reference":
+    name = resolve("tile_pool", backend, x)
+    if name == "reference":
         found, where = reference_pool.forward(x, active, PoolGeometry.from_numbers(geometry, pad_value))
         return out.copy_(found), taps.copy_(where)
     x = _channels_last(x)
-    native.core().tile_pool_forward(
-        native.view(x),
-        native.view(coords),
-        native.view(slots),
-        list(geometry),
-        float("-inf") if pad_value is None else pad_value,
-        native.view(out),
-        native.view(taps),
-        native.threads(),
-    )
+    padded = float("-inf") if pad_value is None else pad_value
+    arguments = (native.view(x), native.view(coords), native.view(slots), list(geometry), padded, native.view(out), native.view(taps))
+    if name == "cuda":
+        with gpu.guard(x):
+            gpu.cuda().tile_pool_forward(*arguments, *gpu.launch(x))
+    else:
+        native.core().tile_pool_forward(*arguments, native.threads())
     return out, taps
 
 
@@ -176,18 +174,17 @@ def _backward_implementation(
     grad: Tensor, taps: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
 ) -> Tensor:
     out = _backward_fake(grad, taps, active, coords, slots, geometry, edge, backend)
-    if resolve("tile_pool", backend, grad) == "reference":
+    name = resolve("tile_pool", backend, grad)
+    if name == "reference":
         return out.copy_(reference_pool.backward(grad, taps, active, PoolGeometry.from_numbers(geometry, None), edge))
-    grad = _channels_last(grad)
-    native.core().tile_pool_backward(
-        native.view(grad),
-        native.view(_channels_last(taps) if taps.dim() == 4 else taps),
-        native.view(coords),
-        native.view(slots),
-        list(geometry),
-        native.view(out),
-        native.threads(),
-    )
+    # A view does not keep its tensor alive, so each has a name until the kernel returns.
+    grad, taps = _channels_last(grad), _channels_last(taps) if taps.dim() == 4 else taps
+    arguments = (native.view(grad), native.view(taps), native.view(coords), native.view(slots), list(geometry), native.view(out))
+    if name == "cuda":
+        with gpu.guard(grad):
+            gpu.cuda().tile_pool_backward(*arguments, *gpu.launch(grad))
+    else:
+        native.core().tile_pool_backward(*arguments, native.threads())
     return out
 
 
