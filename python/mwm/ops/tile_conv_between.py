@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
-from .backend import FLOATS, declare, resolve
+from . import gpu, native
+from .backend import FLOATS, GPU_FLOATS, declare, resolve
 from .conv_geometry import conv_numbers
 from .pack_tiles import check_tiles, pack_tiles, unpack_tiles
 from .plan import TilePlan
 from .registry import once_only, register
 from .tile_conv import _cast, _channels_last, _grad_bias, _sums, _workspace
+from .tile_conv_gpu import tf32
 
-declare("tile_conv_between", cpu=FLOATS, reference=FLOATS)
+declare("tile_conv_between", cpu=FLOATS, triton=GPU_FLOATS, reference=FLOATS)
 
 
 def tile_conv_between(
@@ -43,7 +44,7 @@ def tile_conv_between(
         stride: Step between windows, a divisor of t; transposed: the factor by which the map grows.
         padding: One number, (rows, columns), or (left, right, top, bottom); transposed: as in conv_transpose2d, what is cut off.
         transposed: conv_transpose2d instead of conv2d.
-        backend: "cpu" or "reference" (the dense map through torch); None picks the best.
+        backend: "cpu", "triton" or "reference" (the dense map through torch); None picks the best.
 
     Returns:
         Tiles of the target, same dtype, channels-last memory. [T, K, t // stride, t // stride]; transposed [T, K, t * stride, t * stride]
@@ -77,8 +78,8 @@ def tile_conv_between(
     # One channel to one channel is a depthwise convolution to the kernels, which know one plan only.
     if resolve("tile_conv_between", backend, x) == "reference" or tuple(weight.shape[:2]) == (1, 1):
         return _reference(x, weight, bias, source, target, numbers, transposed)
-    out = _between(x, weight, bias, source.coords, source.slots, target.coords, target.slots, numbers, large if transposed else small, transposed)
-    return out
+    places, edge = (source.coords, source.slots, target.coords, target.slots), large if transposed else small
+    return _between(x, weight, bias, *places, numbers, edge, transposed, backend or "")
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, source: TilePlan, target: TilePlan, numbers: list[int], transposed: bool) -> Tensor:
@@ -97,14 +98,21 @@ def _new(x: Tensor, weight: Tensor, coords: Tensor, edge: int, transposed: bool)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, source_coords: Tensor, source_slots: Tensor, target_coords: Tensor,
-          target_slots: Tensor, geometry: list[int], edge: int, transposed: bool) -> Tensor:
+          target_slots: Tensor, geometry: list[int], edge: int, transposed: bool, backend: str = "") -> Tensor:
     return _new(x, weight, target_coords, edge, transposed)
 
 
 def _implementation(x: Tensor, weight: Tensor, bias: Tensor | None, source_coords: Tensor, source_slots: Tensor, target_coords: Tensor,
-                    target_slots: Tensor, geometry: list[int], edge: int, transposed: bool) -> Tensor:
+                    target_slots: Tensor, geometry: list[int], edge: int, transposed: bool, backend: str = "") -> Tensor:
     out = _new(x, weight, target_coords, edge, transposed)
-    x, bias, workspace = _channels_last(x), None if bias is None else bias.contiguous(), _workspace(weight, 1)
+    x, bias = _channels_last(x), None if bias is None else bias.contiguous()
+    if resolve("tile_conv_between", backend, x) == "triton":
+        kernels = gpu.triton_kernels("tile_conv")
+        with gpu.guard(x):
+            run = kernels.grad_input if transposed else kernels.forward
+            run(x, _channels_last(weight), bias, target_coords, source_slots, geometry, out, tf32=tf32(x))
+        return out
+    workspace = _workspace(weight, 1)
     core = native.core()
     places = native.view(target_coords), native.view(source_slots), list(geometry), native.view(workspace), native.view(out), native.threads()
     if not transposed:
@@ -115,36 +123,44 @@ def _implementation(x: Tensor, weight: Tensor, bias: Tensor | None, source_coord
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, _, *places, geometry, _, transposed = inputs
+    x, weight, _, *places, geometry, _, transposed, backend = inputs
     ctx.save_for_backward(x, weight, *places)
-    ctx.geometry, ctx.transposed = geometry, transposed
+    ctx.geometry, ctx.transposed, ctx.backend = geometry, transposed, backend
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, source_coords, source_slots, target_coords, target_slots = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _between(grad, weight, None, target_coords, target_slots, source_coords, source_slots, ctx.geometry, x.shape[2], not ctx.transposed)
+        places = target_coords, target_slots, source_coords, source_slots
+        grad_x = _between(grad, weight, None, *places, ctx.geometry, x.shape[2], not ctx.transposed, ctx.backend)
     if ctx.needs_input_grad[1]:
         kernel = list(weight.shape[2:])
         if ctx.transposed:
-            grad_weight = _grad_weight(x, grad, source_coords, target_slots, ctx.geometry, kernel)
+            grad_weight = _grad_weight(x, grad, source_coords, target_slots, ctx.geometry, kernel, ctx.backend)
         else:
-            grad_weight = _grad_weight(grad, x, target_coords, source_slots, ctx.geometry, kernel)
+            grad_weight = _grad_weight(grad, x, target_coords, source_slots, ctx.geometry, kernel, ctx.backend)
     if ctx.needs_input_grad[2]:
-        grad_bias = _grad_bias(grad, "")
-    return grad_x, grad_weight, grad_bias, *[None] * 7
+        grad_bias = _grad_bias(grad, ctx.backend)
+    return grad_x, grad_weight, grad_bias, *[None] * 8
 
 
-def _weight_fake(outer: Tensor, inner: Tensor, outer_coords: Tensor, inner_slots: Tensor, geometry: list[int], kernel: list[int]) -> Tensor:
+def _weight_fake(outer: Tensor, inner: Tensor, outer_coords: Tensor, inner_slots: Tensor, geometry: list[int], kernel: list[int],
+                 backend: str = "") -> Tensor:
     shape = (outer.shape[1], inner.shape[1], *kernel)
     return torch.empty(shape, dtype=outer.dtype, device=outer.device, memory_format=torch.channels_last)
 
 
-def _weight_implementation(outer: Tensor, inner: Tensor, outer_coords: Tensor, inner_slots: Tensor, geometry: list[int], kernel: list[int]) -> Tensor:
+def _weight_implementation(outer: Tensor, inner: Tensor, outer_coords: Tensor, inner_slots: Tensor, geometry: list[int], kernel: list[int],
+                           backend: str = "") -> Tensor:
     """Of the filters that take `inner` (the larger map) to `outer`."""
     out = _weight_fake(outer, inner, outer_coords, inner_slots, geometry, kernel)
-    outer, inner, sums = _channels_last(outer), _channels_last(inner), _sums(outer, out.numel())
+    outer, inner = _channels_last(outer), _channels_last(inner)
+    if resolve("tile_conv_between", backend, outer) == "triton":
+        with gpu.guard(outer):
+            gpu.triton_kernels("tile_conv_weight").grad_weight(outer, inner, outer_coords, inner_slots, geometry, out, tf32=tf32(outer))
+        return out
+    sums = _sums(outer, out.numel())
     native.core().tile_conv_grad_weight(native.view(outer), native.view(inner), native.view(outer_coords), native.view(inner_slots), list(geometry),
                                         native.view(sums), native.view(out), native.threads())
     return out
@@ -153,7 +169,7 @@ def _weight_implementation(outer: Tensor, inner: Tensor, outer_coords: Tensor, i
 _between = register(
     "tile_conv_between",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor source_coords, Tensor source_slots, Tensor target_coords, Tensor target_slots, "
-    "SymInt[] geometry, SymInt edge, bool transposed) -> Tensor",
+    "SymInt[] geometry, SymInt edge, bool transposed, str backend=\"\") -> Tensor",
     _implementation,
     _fake,
     setup_context=_setup,
@@ -161,7 +177,7 @@ _between = register(
 )
 _grad_weight = register(
     "tile_conv_between_weight",
-    "(Tensor outer, Tensor inner, Tensor outer_coords, Tensor inner_slots, SymInt[] geometry, SymInt[] kernel) -> Tensor",
+    "(Tensor outer, Tensor inner, Tensor outer_coords, Tensor inner_slots, SymInt[] geometry, SymInt[] kernel, str backend=\"\") -> Tensor",
     _weight_implementation,
     _weight_fake,
     setup_context=lambda ctx, inputs, output: None,
