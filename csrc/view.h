@@ -70,11 +70,12 @@ inline void check(const char* name, const View& view, int ndim, DType dtype) {
   if (view.dtype != dtype) fail("%s: has the wrong dtype (code %d, expected %d)", name, static_cast<int>(view.dtype), static_cast<int>(dtype));
 }
 
-// Row-major without gaps; dimensions of size 1 may have any stride.
+// Row-major without gaps; dimensions of size 1 may have any stride, as may all where there is no element.
 inline void check_contiguous(const char* name, const View& view) {
+  for (int i = 0; i < view.ndim; ++i)
+    if (view.shape[i] == 0) return;
   int64_t expected = 1;
   for (int i = view.ndim - 1; i >= 0; --i) {
-    if (view.shape[i] == 0) return;
     if (view.shape[i] != 1 && view.strides[i] != expected) fail("%s: must be contiguous", name);
     expected *= view.shape[i];
   }
@@ -83,9 +84,10 @@ inline void check_contiguous(const char* name, const View& view) {
 // [N, C, H, W] with the memory order N, H, W, C.
 inline bool is_channels_last(const View& view) {
   const int order[4] = {1, 3, 2, 0};
+  for (int i : order)
+    if (view.shape[i] == 0) return true;
   int64_t expected = 1;
   for (int i : order) {
-    if (view.shape[i] == 0) return true;
     if (view.shape[i] != 1 && view.strides[i] != expected) return false;
     expected *= view.shape[i];
   }

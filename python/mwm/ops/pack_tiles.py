@@ -12,8 +12,8 @@ from .backend import ANY, declare, resolve
 from .plan import TilePlan
 from .registry import register
 
-declare("pack_tiles", cpu=ANY, triton=ANY)
-declare("unpack_tiles", cpu=ANY, triton=ANY)
+declare("pack_tiles", cpu=ANY, cuda=ANY, triton=ANY)
+declare("unpack_tiles", cpu=ANY, cuda=ANY, triton=ANY)
 
 
 def pack_tiles(x: Tensor, plan: TilePlan, *, backend: str | None = None) -> Tensor:
@@ -97,7 +97,12 @@ def _pack_implementation(x: Tensor, active: Tensor, coords: Tensor, slots: Tenso
         with gpu.guard(x):
             gpu.triton_kernels("pack_tiles").pack_tiles(x, coords, out)
         return out
-    native.core().pack_tiles(native.view(x), native.view(coords), native.view(slots), native.view(out), native.threads())
+    views = native.view(x), native.view(coords), native.view(slots), native.view(out)
+    if name == "cuda":
+        with gpu.guard(x):
+            gpu.cuda().pack_tiles(*views, *gpu.launch(x))
+    else:
+        native.core().pack_tiles(*views, native.threads())
     return out
 
 
@@ -129,7 +134,12 @@ def _unpack_implementation(tiles: Tensor, active: Tensor, coords: Tensor, slots:
         with gpu.guard(tiles):
             gpu.triton_kernels("pack_tiles").unpack_tiles(tiles, slots, fill, out)
         return out
-    native.core().unpack_tiles(native.view(tiles), native.view(slots), fill, native.view(out), native.threads())
+    arguments = native.view(tiles), native.view(slots), fill, native.view(out)
+    if name == "cuda":
+        with gpu.guard(tiles):
+            gpu.cuda().unpack_tiles(*arguments, *gpu.launch(tiles))
+    else:
+        native.core().unpack_tiles(*arguments, native.threads())
     return out
 
 
