@@ -222,6 +222,7 @@ inline uint16_t to_half(float x) {
   const uint16_t sign = static_cast<uint16_t>((float_to_bits(x) >> 16) & 0x8000u);
   const float size = std::fabs(x);
   if (x != x) return 0x7e00;
+  if (size == 0.0f) return sign;
   if (size >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00);
   int exponent = 0;
   std::frexp(size, &exponent);
