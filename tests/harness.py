@@ -118,7 +118,7 @@ def _run(function: Function, inputs: Sequence[Tensor | None], grad: Tensor, grad
     wanted = [x for x in leaves if _floating(x)]
     if not gradients:
         return [out.detach()]
-    found = torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True)
+    found = torch.autograd.grad(out, wanted, grad.to(out), allow_unused=True)
     return [out.detach(), *(torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True))]
 
 

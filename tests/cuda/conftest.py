@@ -51,7 +51,11 @@ def _target(request: pytest.FixtureRequest) -> Iterator[Target]:
         return
     if how == "none":
         pytest.skip("needs a CUDA device")
+    # The dense rival would round its operands to TF32, and its error would allow us the same.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     yield Target(torch.device("cuda"), how)
+    torch.backends.cudnn.allow_tf32 = before
 
 
 _ON_GPU = [pytest.param(("gpu", name), marks=pytest.mark.gpu, id=f"gpu-{name}") for name in (("cuda", "triton") if torch.cuda.is_available() else ("none",))]
