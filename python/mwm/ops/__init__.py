@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backend import BackendError, reasons, resolve, table
+from .backend import BackendError, has_kernel, reasons, resolve, table
 from .batch_norm import batch_moments, batch_norm
 from .constants import SAMPLER_VERSION
 from .conv3x3 import conv3x3
@@ -24,6 +24,7 @@ __all__ = [
     "batch_norm",
     "build_plan",
     "conv3x3",
+    "has_kernel",
     "image_expand",
     "image_sum",
     "pack_tiles",

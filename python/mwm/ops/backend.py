@@ -132,6 +132,16 @@ def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
     return chosen
 
 
+def has_kernel(op: str, *tensors: torch.Tensor) -> bool:
+    """Whether the automatic choice is a kernel of this package; what asks so has something better than the reference at hand."""
+    first = tensors[0]
+    key = ("has_kernel", op, first.device, first.dtype)
+    if key not in _RESOLVED:
+        order = _CUDA_ORDER[op] if first.device.type == "cuda" else ORDER.get(first.device.type, ())
+        _RESOLVED[key] = next((name for name in order if name != "reference" and not reasons(op, name, *tensors)), "")
+    return bool(_RESOLVED[key])
+
+
 def table() -> list[dict[str, str]]:
     """One row per op for ``mwm info``: {"op": name, "cpu": "yes" | reason, "cuda": …, "triton": …, "reference": …}."""
     rows = []

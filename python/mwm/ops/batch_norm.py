@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
-from .backend import FLOATS, declare, resolve
+from . import gpu, native
+from .backend import FLOATS, GPU_FLOATS, declare, resolve
 
-declare("batch_norm", cpu=FLOATS, reference=FLOATS)
+declare("batch_norm", cpu=FLOATS, triton=GPU_FLOATS, reference=FLOATS)
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -50,10 +50,16 @@ def batch_moments(
     if name == "reference" or not given:
         return _reference_moments(x, running_mean, running_var, momentum)
     x = _channels_last(x)
-    mean, var, sums = torch.empty(x.shape[1], dtype=wide), torch.empty(x.shape[1], dtype=wide), _sums(x)
-    native.core().batch_norm_moments(
-        native.view(x), native.view(sums), native.view(mean), native.view(var), native.view(running_mean), native.view(running_var), momentum, native.threads()
-    )
+    mean, var = x.new_empty(x.shape[1], dtype=wide), x.new_empty(x.shape[1], dtype=wide)
+    if name == "triton":
+        with gpu.guard(x):
+            gpu.triton_kernels("batch_norm").moments(x, mean, var, running_mean, running_var, momentum)
+    else:
+        sums = _sums(x)
+        native.core().batch_norm_moments(
+            native.view(x), native.view(sums), native.view(mean), native.view(var), native.view(running_mean), native.view(running_var), momentum,
+            native.threads(),
+        )
     if running_mean is not None:
         # The core wrote behind torch's back; what saved them for backward must be told.
         torch.autograd.graph.increment_version((running_mean, running_var))
@@ -108,12 +114,13 @@ def batch_norm(
     for name, row in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
         if row is not None and row.shape != (x.shape[1],):
             raise ValueError(f"batch_norm: {name} must be [C] with C = {x.shape[1]} (the channels of x), got {list(row.shape)}.")
-    if resolve("batch_norm", backend or "", x) == "reference":
+    name = resolve("batch_norm", backend or "", x)
+    if name == "reference":
         out = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
         out = out if residual is None else out + residual
         return out if activation is None else F.relu(out) if activation == "relu" else F.relu6(out)
     weight, bias = _row(weight, wide), _row(bias, wide)
-    return _BatchNorm.apply(x, mean.to(wide), var.to(wide), weight, bias, residual, eps, ACTIVATIONS[activation])
+    return _BatchNorm.apply(x, mean.to(wide), var.to(wide), weight, bias, residual, eps, ACTIVATIONS[activation], name)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -121,17 +128,22 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, activation: int
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, activation: int,
+        backend: str,
     ) -> Tensor:
         x = _channels_last(x)
         residual = None if residual is None else _channels_last(residual)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        native.core().batch_norm_apply(
-            *map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), native.threads()
-        )
+        if backend == "triton":
+            with gpu.guard(x):
+                gpu.triton_kernels("batch_norm").apply(x, residual, weight, bias, mean, var, eps, activation, out)
+        else:
+            native.core().batch_norm_apply(
+                *map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), native.threads()
+            )
         # Without a residual the mask of the activation is computed again from x, which saves reading the result twice.
         ctx.save_for_backward(x, out if activation and residual is not None else None, weight, bias, mean, var)
-        ctx.eps, ctx.activation = eps, activation
+        ctx.eps, ctx.activation, ctx.backend = eps, activation, backend
         return out
 
     @staticmethod
@@ -144,6 +156,14 @@ class _BatchNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if needs_x else None
         # Without an activation the residual's gradient is that of the output.
         grad_residual = None if not needs_residual else torch.empty_like(x) if ctx.activation else grad
+        if ctx.backend == "triton":
+            totals = mean.new_empty((2, mean.shape[0]))
+            with gpu.guard(x):
+                gpu.triton_kernels("batch_norm").backward(
+                    grad, x, out, weight, bias, mean, var, ctx.eps, ctx.activation, totals, grad_x, grad_residual if ctx.activation else None
+                )
+            grad_bias, grad_weight = totals[0] if needs_bias else None, totals[1] if needs_weight else None
+            return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None, None
         grad_weight = torch.empty_like(mean) if needs_weight else None
         grad_bias = torch.empty_like(mean) if needs_bias else None
         sums = _sums(x)
@@ -151,7 +171,7 @@ class _BatchNorm(torch.autograd.Function):
             *map(native.view, (grad, x, out, weight, bias, mean, var)), ctx.eps, ctx.activation, native.view(sums), native.view(grad_x),
             native.view(grad_residual if ctx.activation else None), native.view(grad_weight), native.view(grad_bias), native.threads()
         )
-        return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None
+        return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None, None
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple:
@@ -166,7 +186,7 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple:
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = dict(zip(map(id, wanted), torch.autograd.grad(norm, wanted, grad, create_graph=True) if wanted else (), strict=True))
     grad_bias = grad.to(_wide(x)).sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
-    return found.get(id(x)), None, None, found.get(id(weight)), grad_bias, grad if ctx.needs_input_grad[5] else None, None, None
+    return found.get(id(x)), None, None, found.get(id(weight)), grad_bias, grad if ctx.needs_input_grad[5] else None, None, None, None
 
 
 def _check_map(op: str, x: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mwm.ops import TilePlan, batch_moments, image_sum
+from mwm.ops import TilePlan, batch_moments, has_kernel, image_sum
 
 from .operands import image_rows, map_of, settled
 from .packed import Packed
@@ -36,8 +36,8 @@ def batch_norm(function: Callable, args: tuple, kwargs: dict) -> Packed:
 
 
 def _has_own_kernel(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether the norm may wait for what follows it: in training on a CPU, eagerly; inductor fuses torch's own norm."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+    """Whether the norm may wait for what follows it: in training, eagerly, where it has a kernel; inductor fuses torch's own norm."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not has_kernel("batch_norm", x):
         return False
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return (
