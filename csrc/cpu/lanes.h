@@ -20,7 +20,6 @@ struct Lanes {
 
 #if defined(__AVX512F__)
 
-typedef uint16_t Words __attribute__((vector_size(32)));
 typedef uint32_t DoubleWords __attribute__((vector_size(64)));
 
 inline FloatVector load_lanes(const float* from, Lanes<float> lanes) { return (FloatVector)_mm512_maskz_loadu_ps(lanes.mask(), from); }
@@ -28,7 +27,7 @@ inline DoubleVector load_lanes(const double* from, Lanes<double> lanes) {
   return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes.mask()), from);
 }
 inline FloatVector load_lanes(const BFloat16* from, Lanes<float> lanes) {
-  return (FloatVector)(__builtin_convertvector((Words)_mm256_maskz_loadu_epi16(lanes.mask(), from), DoubleWords) << 16);
+  return (FloatVector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes.mask(), from)), 16);
 }
 inline FloatVector load_lanes(const Half* from, Lanes<float> lanes) {
   return (FloatVector)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(lanes.mask(), from));
@@ -39,8 +38,7 @@ inline void store_lanes(double* to, DoubleVector x, Lanes<double> lanes) { _mm51
 inline void store_lanes(BFloat16* to, FloatVector x, Lanes<float> lanes) {
   // As narrow<BFloat16>: the instruction of AVX512-BF16 would take subnormals for zero.
   const DoubleWords bits = (DoubleWords)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words words = __builtin_convertvector(x == x ? rounded : DoubleWords{} + 0x7fc0, Words);
-  _mm256_mask_storeu_epi16(to, lanes.mask(), (__m256i)words);
+  _mm256_mask_storeu_epi16(to, lanes.mask(), _mm512_cvtepi32_epi16((__m512i)(x == x ? rounded : DoubleWords{} + 0x7fc0)));
 }
 inline void store_lanes(Half* to, FloatVector x, Lanes<float> lanes) {
   _mm256_mask_storeu_epi16(to, lanes.mask(), _mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

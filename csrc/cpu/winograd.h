@@ -68,29 +68,69 @@ struct Minimal<4> {
   }
 };
 
-// The same in two dimensions: columns, then rows. IN and OUT are the edges before and after.
-template <int IN, int OUT, class V, class Function>
-inline void both_ways(const V (&from)[IN][IN], V (&to)[OUT][OUT], const Function& function) {
-  V half[OUT][IN];
+// The same in two dimensions, columns, then rows: from `read(i, j)` of IN x IN to `write(i, j, value)` of OUT x OUT. Inlined by force, so
+// that the values stay in registers and the first level of the cache.
+template <int IN, int OUT, class Read, class Function, class Write>
+__attribute__((always_inline)) inline void both_ways(const Read& read, const Function& function, const Write& write) {
+  FloatVector half[OUT][IN];
   MWM_UNROLL for (int j = 0; j < IN; ++j) {
-    V column[IN], result[OUT];
-    MWM_UNROLL for (int i = 0; i < IN; ++i) column[i] = from[i][j];
+    FloatVector column[IN], result[OUT];
+    MWM_UNROLL for (int i = 0; i < IN; ++i) column[i] = read(i, j);
     function(column, result);
     MWM_UNROLL for (int i = 0; i < OUT; ++i) half[i][j] = result[i];
   }
-  MWM_UNROLL for (int i = 0; i < OUT; ++i) function(half[i], to[i]);
+  MWM_UNROLL for (int i = 0; i < OUT; ++i) {
+    FloatVector result[OUT];
+    function(half[i], result);
+    MWM_UNROLL for (int j = 0; j < OUT; ++j) write(i, j, result[j]);
+  }
 }
 
 template <int M>
-inline void transform_data(FloatVector (&x)[M + 2][M + 2]) {
-  constexpr int A = M + 2;
-  MWM_UNROLL for (int j = 0; j < A; ++j) {
-    FloatVector column[A];
-    MWM_UNROLL for (int i = 0; i < A; ++i) column[i] = x[i][j];
-    Minimal<M>::data(column);
-    MWM_UNROLL for (int i = 0; i < A; ++i) x[i][j] = column[i];
+struct Both {
+  static constexpr int A = M + 2;
+  template <class Read, class Write>
+  __attribute__((always_inline)) static inline void data(const Read& read, const Write& write) {
+    both_ways<A, A>(read, [](FloatVector* in, FloatVector* out) __attribute__((always_inline)) {
+      Minimal<M>::data(in);
+      MWM_UNROLL for (int i = 0; i < A; ++i) out[i] = in[i];
+    }, write);
   }
-  MWM_UNROLL for (int i = 0; i < A; ++i) Minimal<M>::data(x[i]);
+  template <class Read, class Write>
+  __attribute__((always_inline)) static inline void outputs(const Read& read, const Write& write) {
+    both_ways<A, M>(read, [](FloatVector* in, FloatVector* out) __attribute__((always_inline)) { Minimal<M>::outputs(in, out); }, write);
+  }
+  template <class Read, class Write>
+  __attribute__((always_inline)) static inline void spread(const Read& read, const Write& write) {
+    both_ways<M, A>(read, [](FloatVector* in, FloatVector* out) __attribute__((always_inline)) { Minimal<M>::spread(in, out); }, write);
+  }
+  template <class Read, class Write>
+  __attribute__((always_inline)) static inline void filter(const Read& read, const Write& write) {
+    both_ways<3, A>(read, [](FloatVector* in, FloatVector* out) __attribute__((always_inline)) { Minimal<M>::filter(in, out); }, write);
+  }
+  template <class Read, class Write>
+  __attribute__((always_inline)) static inline void unfilter(const Read& read, const Write& write) {
+    both_ways<A, 3>(read, [](FloatVector* in, FloatVector* out) __attribute__((always_inline)) { Minimal<M>::unfilter(in, out); }, write);
+  }
+};
+
+// Calls function(std::true_type-like) where the vector is whole, which spares the masks, else with false.
+template <bool B> struct Flag { static constexpr bool value = B; };
+
+template <class Function>
+inline void with_full(Lanes<float> lanes, const Function& function) {
+  if (lanes.count == kLanes<float>) return function(Flag<true>{});
+  return function(Flag<false>{});
+}
+
+template <bool kFull, class E>
+__attribute__((always_inline)) inline FloatVector load_some(const E* from, Lanes<float> lanes) {
+  return load_lanes(from, kFull ? Lanes<float>(kLanes<float>) : lanes);
+}
+
+template <bool kFull, class E>
+__attribute__((always_inline)) inline void store_some(E* to, FloatVector x, Lanes<float> lanes) {
+  store_lanes(to, x, kFull ? Lanes<float>(kLanes<float>) : lanes);
 }
 
 // Squares of M x M outputs, row by row in each tile; the last ones of a tile may stand out of it. Tiles are [height, width].

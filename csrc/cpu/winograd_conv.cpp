@@ -50,20 +50,17 @@ struct Filtering {
     const int64_t width = taps.panel_width(panel);
     if (taps.output_step() == 1) {
       for (int64_t c = first; c < last; ++c)
-        for (int64_t k = 0; k < width; k += L) {
-          FloatVector u[A][A];
-          one(panel * kPanel<float> + k, c, taps.output_step(), taps.outputs() - panel * kPanel<float> - k, u);
-          for (int p = 0; p < A * A; ++p) store(to + taps.offset(p, panel) + c * width + k, u[p / A][p % A]);
-        }
+        for (int64_t k = 0; k < width; k += L)
+          one(panel * kPanel<float> + k, c, taps.output_step(), taps.outputs() - panel * kPanel<float> - k,
+              [&](int i, int j, FloatVector u) { store(to + taps.offset(i * A + j, panel) + c * width + k, u); });
       return;
     }
     Scratch<float> rows(A * A * width * L);
     for (int64_t c = first; c < last; c += L) {
       const int64_t lanes = least<int64_t>(L, last - c), outputs = least(width, taps.outputs() - panel * kPanel<float>);
       for (int64_t k = 0; k < width; ++k) {
-        FloatVector u[A][A] = {};
-        if (k < outputs) one(panel * kPanel<float> + k, c, taps.input_step(), lanes, u);
-        for (int p = 0; p < A * A; ++p) store(rows.data() + (p * width + k) * L, u[p / A][p % A]);
+        one(panel * kPanel<float> + k, c, taps.input_step(), k < outputs ? lanes : 0,
+            [&](int i, int j, FloatVector u) { store(rows.data() + ((i * A + j) * width + k) * L, u); });
       }
       for (int p = 0; p < A * A; ++p)
         for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -74,18 +71,10 @@ struct Filtering {
     }
   }
 
-  void one(int64_t output, int64_t input, int64_t step, int64_t lanes, FloatVector (&u)[A][A]) const {
-    FloatVector g[3][3], half[A][3];
+  template <class Write>
+  void one(int64_t output, int64_t input, int64_t step, int64_t lanes, const Write& write) const {
     const E* from = pointer<E>(taps.weight) + output * taps.output_step() + input * taps.input_step();
-    for (int i = 0; i < 3; ++i)
-      for (int j = 0; j < 3; ++j) g[i][j] = lanes > 0 ? load_step(from + taps.tap(i, j), step, lanes) : FloatVector{};
-    MWM_UNROLL for (int j = 0; j < 3; ++j) {
-      const FloatVector column[3] = {g[0][j], g[1][j], g[2][j]};
-      FloatVector result[A];
-      Minimal<M>::filter(column, result);
-      MWM_UNROLL for (int i = 0; i < A; ++i) half[i][j] = result[i];
-    }
-    MWM_UNROLL for (int i = 0; i < A; ++i) Minimal<M>::filter(half[i], u[i]);
+    Both<M>::filter([&](int i, int j) { return lanes > 0 ? load_step(from + taps.tap(i, j), step, lanes) : FloatVector{}; }, write);
   }
 };
 
@@ -122,10 +111,11 @@ struct SquareProduct {
     squares.window<M>(square, pointer<E>(x), taps.inputs(), zeros, from);
     for (int64_t c = 0; c < taps.inputs(); c += L) {
       const Lanes<float> lanes(taps.inputs() - c);
-      FloatVector d[A][A];
-      MWM_UNROLL for (int i = 0; i < A; ++i) MWM_UNROLL for (int j = 0; j < A; ++j) d[i][j] = load_lanes(from[i][j] + c, lanes);
-      transform_data<M>(d);
-      MWM_UNROLL for (int i = 0; i < A; ++i) MWM_UNROLL for (int j = 0; j < A; ++j) store(to + (i * A + j) * data_step() + c, d[i][j]);
+      with_full(lanes, [&](auto full) {
+        const int64_t step = this->data_step();
+        Both<M>::data([&](int i, int j) { return load_some<decltype(full)::value>(from[i][j] + c, lanes); },
+                      [&](int i, int j, FloatVector d) { store(to + (i * A + j) * step + c, d); });
+      });
     }
   }
 
@@ -158,12 +148,13 @@ struct SquareProduct {
       E* to = squares.corner(first + s, pointer<E>(out), channels, &tall, &wide) + channel;
       for (int64_t k = 0; k < width; k += L) {
         const Lanes<float> lanes(channels - channel - k);
-        FloatVector m[A][A], y[M][M];
-        MWM_UNROLL for (int p = 0; p < P; ++p) m[p / A][p % A] = load(products + p * step + s * width + k);
-        both_ways<A, M>(m, y, [](const FloatVector* in, FloatVector* result) { Minimal<M>::outputs(in, result); });
         const FloatVector added = is_none(bias) ? FloatVector{} : load_lanes(pointer<E>(bias) + channel + k, lanes);
-        MWM_UNROLL for (int i = 0; i < M; ++i) MWM_UNROLL for (int j = 0; j < M; ++j)
-          if (i < tall && j < wide) store_lanes(to + (i * squares.width + j) * channels + k, y[i][j] + added, lanes);
+        with_full(lanes, [&](auto full) {
+          Both<M>::outputs([&](int i, int j) { return load(products + (i * A + j) * step + s * width + k); },
+                           [&](int i, int j, FloatVector y) {
+                             if (i < tall && j < wide) store_some<decltype(full)::value>(to + (i * squares.width + j) * channels + k, y + added, lanes);
+                           });
+        });
       }
     }
   }

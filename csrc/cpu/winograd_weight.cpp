@@ -46,22 +46,24 @@ struct SquareOuterProduct {
     squares.window<M>(square, pointer<E>(x), data_side.channels, zeros, from);
     for (int64_t c = 0; c < data_side.width(); c += L) {
       const Lanes<float> lanes(data_side.channels - c);
-      FloatVector d[A][A];
-      MWM_UNROLL for (int i = 0; i < A; ++i) MWM_UNROLL for (int j = 0; j < A; ++j) d[i][j] = load_lanes(from[i][j] + c, lanes);
-      transform_data<M>(d);
       float* to = data_side.vector(data, 0, s, c);
-      MWM_UNROLL for (int p = 0; p < P; ++p) store(to + p * data_side.step(), d[p / A][p % A]);
+      const int64_t step = data_side.step();
+      with_full(lanes, [&](auto full) {
+        Both<M>::data([&](int i, int j) { return load_some<decltype(full)::value>(from[i][j] + c, lanes); },
+                      [&](int i, int j, FloatVector d) { store(to + (i * A + j) * step, d); });
+      });
     }
     int64_t tall, wide;
     const E* corner = squares.corner(square, pointer<E>(grad), spread_side.channels, &tall, &wide);
     for (int64_t c = 0; c < spread_side.width(); c += L) {
       const Lanes<float> lanes(spread_side.channels - c);
-      FloatVector y[M][M], m[A][A];
-      MWM_UNROLL for (int i = 0; i < M; ++i) MWM_UNROLL for (int j = 0; j < M; ++j)
-        y[i][j] = i < tall && j < wide ? load_lanes(corner + (i * squares.width + j) * spread_side.channels + c, lanes) : FloatVector{};
-      both_ways<M, A>(y, m, [](const FloatVector* in, FloatVector* result) { Minimal<M>::spread(in, result); });
       float* to = spread_side.vector(spread, 0, s, c);
-      MWM_UNROLL for (int p = 0; p < P; ++p) store(to + p * spread_side.step(), m[p / A][p % A]);
+      const int64_t step = spread_side.step();
+      with_full(lanes, [&](auto full) {
+        Both<M>::spread([&](int i, int j) {
+          return i < tall && j < wide ? load_some<decltype(full)::value>(corner + (i * squares.width + j) * spread_side.channels + c, lanes) : FloatVector{};
+        }, [&](int i, int j, FloatVector m) { store(to + (i * A + j) * step, m); });
+      });
     }
   }
 
@@ -122,26 +124,19 @@ struct SquareOuterProduct {
     for (int64_t other = first; other < last; ++other)
       for (int64_t c = 0; c < vectors.channels; c += L) {
         const int64_t panel = c / vectors.panel, width = vectors.panel_width(panel);
-        FloatVector u[A][A], g[3][3];
-        for (int p = 0; p < P; ++p) {
-          const float* from = sums + sum_at(p, panel) + other * width + c % vectors.panel;
+        const int64_t lanes = least<int64_t>(L, vectors.channels - c);
+        Both<M>::unfilter([&](int i, int j) {
+          const float* from = sums + sum_at(i * A + j, panel) + other * width + c % vectors.panel;
           FloatVector total = load(from);
           for (int64_t split = 1; split < splits; ++split) total += load(from + split * sum_count());
-          u[p / A][p % A] = total;
-        }
-        both_ways<A, 3>(u, g, [](const FloatVector* in, FloatVector* result) { Minimal<M>::unfilter(in, result); });
-        const int64_t lanes = least<int64_t>(L, vectors.channels - c);
-        for (int i = 0; i < 3; ++i)
-          for (int j = 0; j < 3; ++j) {
-            E* to = pointer<E>(out) + other * other_step + c * vector_step + i * out.strides[2] + j * out.strides[3];
-            if (vector_step == 1) {
-              store_lanes(to, g[i][j], Lanes<float>(lanes));
-            } else {
-              float values[L];
-              store(values, g[i][j]);
-              for (int64_t lane = 0; lane < lanes; ++lane) put(to[lane * vector_step], values[lane]);
-            }
-          }
+          return total;
+        }, [&](int i, int j, FloatVector g) {
+          E* to = pointer<E>(out) + other * other_step + c * vector_step + i * out.strides[2] + j * out.strides[3];
+          if (vector_step == 1) return store_lanes(to, g, Lanes<float>(lanes));
+          float values[L];
+          store(values, g);
+          for (int64_t lane = 0; lane < lanes; ++lane) put(to[lane * vector_step], values[lane]);
+        });
       }
   }
 };
