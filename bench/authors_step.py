@@ -98,8 +98,9 @@ def _plain_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm1d:
 
 def _plain(layer: nn.Module) -> nn.Module:
     """A copy that computes as torch does, whatever our own layer of that place does."""
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         return copy.deepcopy(layer)
-    plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding, bias=layer.bias is not None)
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.ConvTranspose2d
+    plain = kind(layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding, bias=layer.bias is not None)
     plain.load_state_dict(layer.state_dict())
     return plain

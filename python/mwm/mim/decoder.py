@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mwm.mim.conv3x3 import Conv3x3
+from mwm.mim.dense_convs import Conv3x3, Doubling
 from mwm.ops import TilePlan, batch_moments, batch_norm, tile_conv_between
 from mwm.sparse import Packed
 
@@ -19,7 +19,7 @@ class DecoderBlock(nn.Sequential):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1),
+            Doubling(channels, channels),
             Conv3x3(channels, channels, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU6(),  # in place it would keep a copy of its input for backward

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mwm.mim.conv3x3 import Conv3x3
+from mwm.mim.dense_convs import Conv3x3
 from mwm.ops import TilePlan, tile_conv, tile_conv_between, unpack_tiles
 from mwm.sparse import Packed, sparsify
 

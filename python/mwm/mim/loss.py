@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mwm.ops import has_kernel, patch_loss
+
 #: Added to a patch's variance before the square root (the paper's value).
 EPSILON = 1e-6
 #: Standard deviation below which a patch counts as near-constant in the logs when `min_std` is 0, and the value to
@@ -88,6 +90,9 @@ def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_s
 
     Source: Mask What Matters (arXiv 2509.23054), method; per-patch targets after MAE (arXiv 2111.06377), §4.
     """
+    if _fused(predicted, images):
+        flat_std = min_std or RECOMMENDED_MIN_STD
+        return LossTerms(*patch_loss(predicted, images, active, patch_size, min_std=min_std, flat_std=flat_std, eps=EPSILON).unbind())
     kind = torch.promote_types(torch.float32, images.dtype)
     images, predicted = images.to(kind), predicted.to(kind)
     mean, variance = patch_moments(images, patch_size)
@@ -99,6 +104,13 @@ def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_s
     zero = error.new_zeros(())
     return LossTerms(torch.where(counted, error, zero).sum(), counted.sum().to(kind),
                      torch.where(flat, error.detach(), zero).sum(), flat.sum().to(kind))
+
+
+def _fused(predicted: Tensor, images: Tensor) -> bool:
+    """Whether one kernel does it: on a GPU, eagerly; inductor fuses the lines below, and on a CPU torch's own are as fast."""
+    if torch.compiler.is_compiling() or predicted.device.type != "cuda" or images.requires_grad or images.dtype == torch.float64:
+        return False
+    return has_kernel("patch_loss", predicted)
 
 
 def hidden_patch_loss(predicted: Tensor, patches: Tensor, min_std: float = 0.0) -> LossTerms:

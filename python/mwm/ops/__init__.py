@@ -6,8 +6,10 @@ from .backend import BackendError, has_kernel, reasons, resolve, table
 from .batch_norm import batch_moments, batch_norm
 from .constants import SAMPLER_VERSION
 from .conv3x3 import conv3x3
+from .conv_transpose4x4 import conv_transpose4x4
 from .image_sum import image_expand, image_sum
 from .pack_tiles import pack_tiles, unpack_tiles
+from .patch_loss import patch_loss
 from .philox import philox, random_words
 from .plan import TilePlan, build_plan
 from .region_coverage import region_coverage
@@ -24,10 +26,12 @@ __all__ = [
     "batch_norm",
     "build_plan",
     "conv3x3",
+    "conv_transpose4x4",
     "has_kernel",
     "image_expand",
     "image_sum",
     "pack_tiles",
+    "patch_loss",
     "philox",
     "random_words",
     "reasons",

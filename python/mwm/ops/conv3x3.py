@@ -45,7 +45,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
-    if x.device.type == "cpu" and same and winograd.square_edge(x, weight.shape, _PLAIN):
+    # With a bias also where torch convolves: its derivative in the bias is slow in bfloat16.
+    if x.device.type == "cpu" and same and x.dtype in _HALVES and x.numel() and (bias is not None or winograd.square_edge(x, weight.shape, _PLAIN)):
         return _conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 

@@ -1,10 +1,10 @@
-"""The dense 3x3 convolutions of the method."""
+"""The dense convolutions of the method, by the ops that are faster on a CPU."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mwm.ops import conv3x3
+from mwm.ops import conv3x3, conv_transpose4x4
 from mwm.sparse import Packed
 
 
@@ -20,3 +20,17 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor | Packed) -> Tensor | Packed:
         """Packed tiles go the way of every convolution."""
         return super().forward(x) if isinstance(x, Packed) else conv3x3(x, self.weight, self.bias)
+
+
+class Doubling(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d with a 4x4 kernel, stride 2, padding 1.
+
+    [B, in_channels, H, W] -> [B, out_channels, 2H, 2W]
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in the class's text."""
+        return conv_transpose4x4(x, self.weight, self.bias)
