@@ -180,3 +180,29 @@ def region_coverage(region: Tensor, rows: int, columns: int, numerator: int, den
         claims = ~inside.flatten(1).any(1, keepdim=True) & (flat.gather(1, best) > 0)
         inside = inside | torch.zeros_like(flat, dtype=torch.bool).scatter_(1, best, claims).reshape(inside.shape)
     return inside, cover
+
+
+def patch_loss(predicted: Tensor, images: Tensor, active: Tensor, edge: int, min_std: float, flat_std: float, eps: float) -> Tensor:
+    """Sums [4] of `mwm.ops.patch_loss`; differentiable by torch in predicted and images."""
+    wide = torch.promote_types(torch.promote_types(predicted.dtype, images.dtype), torch.float32)
+    guess, truth = (_by_patch(x.to(wide), active).flatten(3) for x in (predicted, images))
+    if not guess.numel():
+        return (guess.sum() + torch.zeros(4, dtype=wide, device=guess.device)).to(wide)
+    variance, mean = torch.var_mean(truth, 3, correction=0, keepdim=True)
+    error = (guess - (truth - mean) / torch.sqrt(variance + eps)).square().mean(3)
+    deviation = variance.sqrt()[..., 0]
+    counts, flat = ~active & (deviation >= min_std), ~active & (deviation < flat_std)
+    none = error.new_zeros(())
+    sums = torch.where(counts, error, none).sum(), counts.sum().to(wide), torch.where(flat, error.detach(), none).sum(), flat.sum().to(wide)
+    return torch.stack(sums)
+
+
+def patch_loss_backward(grad: Tensor, predicted: Tensor, images: Tensor, active: Tensor, edge: int, min_std: float, eps: float) -> Tensor:
+    """Gradient of the first of those sums in predicted. [B, C, H, W]"""
+    guess, truth = _by_patch(predicted.to(grad.dtype), active), _by_patch(images.to(grad.dtype), active)
+    if not guess.numel():
+        return torch.zeros_like(predicted)
+    variance, mean = torch.var_mean(truth, (3, 4, 5), correction=0, keepdim=True)
+    counts = ~active[:, :, :, None, None, None] & (variance.sqrt() >= min_std)
+    slope = 2 * grad * (guess - (truth - mean) / torch.sqrt(variance + eps)) / guess[0, 0, 0].numel()
+    return torch.where(counts, slope, 0).permute(0, 3, 1, 4, 2, 5).reshape(predicted.shape)
