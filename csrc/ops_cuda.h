@@ -37,6 +37,9 @@
   X(tile_conv_grad_bias, (const View& grad, const View& sums, const View& out, int64_t device, int64_t stream))               \
   /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
   X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t device, int64_t stream)) \
+  /* The two in one; rule: Q32 ratios outside, inside and where the region is empty, total to hide or -1, stream of its word */ \
+  X(region_active, (const View& region, int64_t threshold, const Ints& rule, int64_t seed, const View& ids, int64_t epoch,    \
+                    int64_t view, const View& inside, const View& cover, const View& active, int64_t device, int64_t stream)) \
   /* ids int64 [B] -> out int64 [B, n] */                                                                                     \
   X(random_words, (const View& ids, int64_t seed, int64_t epoch, int64_t view, int64_t tag, const View& out,                  \
                    int64_t device, int64_t stream))                                                                           \

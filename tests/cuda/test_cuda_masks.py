@@ -176,3 +176,24 @@ class TestDeviceSideAssertions:
         amount = {"hidden": torch.tensor([change["hidden"], 0])} if "hidden" in change else {"ratio": ratio}
         with pytest.raises(RuntimeError, match=message):
             ops.sample_active(strata, **amount, grid=(1, patches), seed=0, ids=[change.get("ids", 0)], epoch=0, backend="cuda")
+
+
+def _regions(batch: int, height: int, width: int) -> torch.Tensor:
+    region = torch.rand(batch, height, width) * (torch.rand(batch, 1, 1) < 0.8)
+    return torch.where(torch.arange(width) < torch.randint(0, width, (batch, 1, 1)), region, 0)
+
+
+@pytest.mark.parametrize("hidden", [None, 0, 20, 49])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_regions_become_masks_in_one_launch_as_in_two_steps(dtype: torch.dtype, hidden: int | None, target: Target) -> None:
+    target.require("region_active", dtype)
+    region = _regions(12, 28, 56)
+    region = region > 0.5 if dtype == torch.bool else region.to(dtype)
+    settings = {"hidden": hidden, "stream": 64, "seed": 2**64 - 5, "epoch": 3, "view": 1, "min_cover": 0.3}
+    ratio, ids = ops.to_q32([0.4, 0.8, 0.55]).tolist(), torch.randint(0, 2**32, (12,))
+    expected = ops.region_active(region, (7, 7), ratio, ids=ids, backend="reference", **settings)
+    found = ops.region_active(region.to(target.device), (7, 7), ratio, ids=ids.to(target.device), backend=target.backend, **settings)
+    assert torch.equal(found[1].cpu(), expected[1])
+    assert torch.equal(found[0].cpu(), expected[0])
+    if hidden is not None:
+        assert ((~found[0]).flatten(1).sum(1) == hidden).all()

@@ -12,6 +12,7 @@ from .pack_tiles import pack_tiles, unpack_tiles
 from .patch_loss import patch_loss
 from .philox import philox, random_words
 from .plan import TilePlan, build_plan
+from .region_active import region_active
 from .region_coverage import region_coverage
 from .sample_active import sample_active, to_q32
 from .tile_conv import tile_conv
@@ -35,6 +36,7 @@ __all__ = [
     "philox",
     "random_words",
     "reasons",
+    "region_active",
     "region_coverage",
     "resolve",
     "sample_active",

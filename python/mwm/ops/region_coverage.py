@@ -39,17 +39,32 @@ def region_coverage(
     Deterministic, and equal on every backend.
     """
     rows, columns = grid
+    share = _checked_share("region_coverage", region, rows, columns, min_cover)
+    return _region_coverage(region, rows, columns, share.numerator, share.denominator, backend or "")
+
+
+def coverage_threshold(op: str, region: Tensor, rows: int, columns: int, min_cover: float) -> int:
+    """Least sum of an inside patch, ceil(min_cover * 255 * pixels); refuses what `region_coverage` refuses, in the name of `op`."""
+    share = _checked_share(op, region, rows, columns, min_cover)
+    return _threshold(region, rows, columns, share.numerator, share.denominator)
+
+
+def _threshold(region: Tensor, rows: int, columns: int, numerator: int, denominator: int) -> int:
+    pixels = (region.shape[1] // rows) * (region.shape[2] // columns)
+    return -(-numerator * 255 * pixels // denominator)
+
+
+def _checked_share(op: str, region: Tensor, rows: int, columns: int, min_cover: float) -> Fraction:
     if region.dim() != 3:
-        raise ValueError(f"region_coverage: region must be [B, H, W], got {list(region.shape)}.")
+        raise ValueError(f"{op}: region must be [B, H, W], got {list(region.shape)}.")
     if rows < 1 or columns < 1 or region.shape[1] % rows or region.shape[2] % columns:
         raise ValueError(
-            f"region_coverage: region must divide into the grid {rows} x {columns}, got H x W = {region.shape[1]} x {region.shape[2]}. "
+            f"{op}: region must divide into the grid {rows} x {columns}, got H x W = {region.shape[1]} x {region.shape[2]}. "
             f"Resize the region to the image size."
         )
     if not 0 < min_cover <= 1:
-        raise ValueError(f"region_coverage: min_cover must be in (0, 1], got {min_cover}.")
-    share = Fraction(repr(float(min_cover)))
-    return _region_coverage(region, rows, columns, share.numerator, share.denominator, backend or "")
+        raise ValueError(f"{op}: min_cover must be in (0, 1], got {min_cover}.")
+    return Fraction(repr(float(min_cover)))
 
 
 def _implementation(
@@ -59,8 +74,7 @@ def _implementation(
     if name == "reference":
         return reference.region_coverage(region, rows, columns, numerator, denominator)
     inside, cover = _fake(region, rows, columns, numerator, denominator, backend)
-    pixels = (region.shape[1] // rows) * (region.shape[2] // columns)
-    threshold = -(-numerator * 255 * pixels // denominator)
+    threshold = _threshold(region, rows, columns, numerator, denominator)
     if name == "triton":
         with gpu.guard(region):
             gpu.triton_kernels("region_coverage").region_coverage(gpu.as_bytes(region), threshold, gpu.as_bytes(inside), cover)
