@@ -58,7 +58,7 @@ stage_build() {
   command -v nvcc >/dev/null || [ -n "${CUDACXX:-}" ] || { cuda=AUTO; echo "build: nvcc is not found; the cuda backend will be missing."; }
   rm -rf "$SITE"
   CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$PYTHON" -m pip install --no-deps --no-build-isolation --no-index --no-cache-dir --disable-pip-version-check \
-    --no-compile --quiet --upgrade --target "$SITE" -C cmake.define.MWM_CUDA="$cuda" . || return 1
+    --no-compile --quiet --upgrade --target "$SITE" -C build-dir=build/gpu/cmake -C cmake.define.MWM_CUDA="$cuda" . || return 1
   "$PYTHON" -m mwm info
 }
 
@@ -142,11 +142,7 @@ stage_bench() {
     left=$((left - 1))
     echo "== $name, at most $share s"
     [ $share -ge 5 ] || { echo "$name: no time is left."; bad=1; continue; }
-    if [ "$name" = masks ]; then
-      timeout --kill-after=5 $share "$PYTHON" -m mwm.bench.gpu_masks --csv "$OUT/gpu.csv" "${smoke[@]}"
-    else
-      timeout --kill-after=5 $share "$PYTHON" -m mwm.bench.gpu_suite "$name" --csv "$OUT/gpu.csv" "${smoke[@]}"
-    fi
+    timeout --kill-after=5 $share "$PYTHON" -m mwm.bench.gpu_suite "$name" --csv "$OUT/gpu.csv" "${smoke[@]}"
     code=$?
     [ $code -eq 0 ] || { echo "$name: exit code $code$([ $code -ge 124 ] && echo ', cut at its limit')"; bad=1; }
   done
