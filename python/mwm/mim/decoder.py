@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mwm.mim.dense_convs import Conv3x3, Doubling
-from mwm.ops import TilePlan, batch_moments, batch_norm, tile_conv_between
+from mwm.ops import TilePlan, batch_moments, batch_norm, has_kernel, tile_conv_between
 from mwm.sparse import Packed
 
 
@@ -35,9 +35,10 @@ class DecoderBlock(nn.Sequential):
 
 
 def _normalise(norm: nn.BatchNorm2d, x: Tensor, *, activation: str | None = None, skip: Tensor | None = None) -> Tensor:
-    """norm(x), then a sum or an activation; in one pass in eager training on a CPU, through the modules elsewhere."""
+    """norm(x), then a sum or an activation; in one pass in eager training where that has a kernel, through the modules elsewhere."""
     plain = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None and not norm._forward_hooks and not norm._forward_pre_hooks
-    if plain and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.numel() >= 2 * x.shape[1]:
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(x) is Tensor
+    if plain and eager and x.numel() >= 2 * x.shape[1] and has_kernel("batch_norm", x):
         norm.num_batches_tracked.add_(1)
         moments = batch_moments(x, norm.running_mean, norm.running_var, momentum=norm.momentum)
         skip = skip if skip is None else skip.to(x.dtype)

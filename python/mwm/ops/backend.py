@@ -98,7 +98,8 @@ def _against_device(backend: str, device: torch.device, supported: tuple[str, ..
         return [] if gpu.interpreted() else ["device cpu (supported: cuda, and cpu in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts)"]
     if device.type not in supported:
         return [f"device {device.type} (supported: {', '.join(supported)})"]
-    old = gpu.device_too_old(device) if backend in ("cuda", "triton") else ""
+    # Where no device is visible there is nothing to ask.
+    old = gpu.device_too_old(device) if backend in ("cuda", "triton") and torch.cuda.is_available() else ""
     return [old] if old else []
 
 
