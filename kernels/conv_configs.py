@@ -12,6 +12,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent / "configs"
 DEVICES = ("generic", "h100", "h200")
+ALIGNED = 8  # elements that one load may take
 LEAST_CHUNK = 16  # channels below which (tap, channel) are run through without gaps; the least inner size of a dot
 ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 NUMBERS = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, False), (torch.float32, True))  # dtype, whether TF32 may stand in
@@ -31,6 +32,11 @@ def device_name(device):
     return next((name for name in DEVICES if name in words), "generic")
 
 
+def alignment(channels, stride):
+    """8 where rows of channels begin at multiples of 8 elements, else 1; kernels take such sizes divided by it, as constants do not divide them."""
+    return ALIGNED if channels % ALIGNED == 0 and stride % ALIGNED == 0 else 1
+
+
 @functools.cache
 def table(device):
     """The rules of a device, {op: {direction: {kind: [rule, …]}}}."""
@@ -38,7 +44,7 @@ def table(device):
 
 
 @functools.cache
-def pick(op, direction, kind, rows, columns, depth, device):
+def pick(op, direction, kind, rows, columns, depth, device, odd=False):
     """The rule of a layer.
 
     Args:
@@ -49,6 +55,7 @@ def pick(op, direction, kind, rows, columns, depth, device):
         columns: Channels of the result, of one group; weight gradient: filters of one group.
         depth: Channels that are read, of one group.
         device: As `device_name` says.
+        odd: Rows of channels do not begin at multiples of 8 elements, so that nothing is read 16 bytes at a time.
 
     Returns:
         {"block_m": …, "block_n": …, "block_k": …, "num_warps": …, "num_stages": …, "group_m": …}, and "dense_from": the visible share
@@ -57,6 +64,28 @@ def pick(op, direction, kind, rows, columns, depth, device):
     size = dict(max_rows=rows, max_columns=columns, max_depth=depth)
     for source in (device, "generic"):
         for rule in table(source).get(op, {}).get(direction, {}).get(kind, ()):
-            if all(size[bound] <= rule[bound] for bound in BOUNDS if bound in rule):
+            if all(size[bound] <= rule[bound] for bound in BOUNDS if bound in rule) and odd >= rule.get("odd", False):
                 return rule
     raise LookupError(f"{op}: no rule for {direction}, {kind} in the config tables of {device}")
+
+
+def examples(op, direction):
+    """(dtype, whether TF32 may stand in, rows, columns, depth, device) of a layer for every distinct rule of the shipped tables.
+
+    Raises:
+        LookupError: No layer takes a rule, since earlier ones take all of its layers.
+    """
+    seen = set()
+    for device in DEVICES:
+        for dtype, tf32 in NUMBERS:
+            kind = kind_of(dtype, tf32)
+            for rule in table(device).get(op, {}).get(direction, {}).get(kind, ()):
+                layer = rule.get("max_rows", 2**18), rule.get("max_columns", 512), rule.get("max_depth", 512)
+                odd = rule.get("odd", False)
+                layer = tuple(size - odd for size in layer)
+                if pick(op, direction, kind, *layer, device, odd) != rule:
+                    raise LookupError(f"{op}: no layer takes the rule {rule} of {direction}, {kind} in the config table of {device}")
+                key = dtype, tf32, *sorted(rule.items())
+                if key not in seen:
+                    seen.add(key)
+                    yield dtype, tf32, *layer, device

@@ -149,7 +149,7 @@ def _depthwise_weight_kernel(
         a = tl.load(grad + (m.to(tl.int64)[:, None] * channels + c[None, :]), mask=mask, other=0.0)
         b = tl.load(source + (row.to(tl.int64)[:, None] * channels + c[None, :]), mask=mask, other=0.0)
         acc += a.to(tl.float32) * b.to(tl.float32)
-    at = (share * channels).to(tl.int64) * (KH * KW) + c * (KH * KW) + place
+    at = share.to(tl.int64) * (channels * KH * KW) + c * (KH * KW) + place
     tl.store(sums + at, tl.sum(acc, 0).to(sums.dtype.element_ty), mask=good)
 
 

@@ -10,6 +10,7 @@ Deterministic: every output is one program's sum in one order.
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from mwm.kernels import conv_configs
@@ -44,12 +45,14 @@ def _tile_conv_kernel(
     rows,  # output positions of one parity class
     grid_h,
     grid_w,
-    depth,  # channels that are read, of one group
-    columns,  # channels that are written, of one group
+    depth,  # channels that are read, of one group, divided by ALIGN_IN as source_stride is
+    columns,  # channels that are written, of one group, divided by ALIGN_OUT as out_stride is
     source_stride,
     out_stride,
     blocks_m,
     blocks_n,
+    ALIGN_IN: tl.constexpr,
+    ALIGN_OUT: tl.constexpr,
     TRANSPOSED: tl.constexpr,  # the input gradient
     EDGE: tl.constexpr,  # of a tile that is read
     LATTICE: tl.constexpr,  # edge of a tile that is written, of one parity class
@@ -72,6 +75,10 @@ def _tile_conv_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
+    depth *= ALIGN_IN
+    source_stride *= ALIGN_IN
+    columns *= ALIGN_OUT
+    out_stride *= ALIGN_OUT
     pid = tl.program_id(0)
     per_problem = blocks_m * blocks_n
     problem = pid // per_problem
@@ -248,18 +255,20 @@ def plan_launch(source_shape, weight_shape, out_shape, geometry, transposed, kin
     lattice = out_shape[2] // stride if transposed else out_shape[2]
     rows = out_shape[0] * lattice * lattice
     depth, columns = source_shape[1] // groups, out_shape[1] // groups
-    config = conv_configs.pick("tile_conv", "grad_input" if transposed else "forward", kind, rows, columns, depth, device)
     flat = depth < conv_configs.LEAST_CHUNK
+    aligned = conv_configs.alignment(depth, source_shape[1]), conv_configs.alignment(columns, out_shape[1])
+    config = conv_configs.pick("tile_conv", "grad_input" if transposed else "forward", kind, rows, columns, depth, device, not flat and min(aligned) == 1)
     blocks_m, blocks_n = triton.cdiv(rows, config["block_m"]), triton.cdiv(columns, config["block_n"])
     problems = groups * (stride * stride if transposed else 1)
     steps = [stride // math.gcd(stride, d) if transposed else 1 for d in (dilation_h, dilation_w)]
     constants = dict(
-        TRANSPOSED=transposed, EDGE=source_shape[2], LATTICE=lattice, KH=kernel_h, KW=kernel_w, STRIDE=stride, DH=dilation_h, DW=dilation_w,
+        ALIGN_IN=aligned[0], ALIGN_OUT=aligned[1], TRANSPOSED=transposed,
+        EDGE=source_shape[2], LATTICE=lattice, KH=kernel_h, KW=kernel_w, STRIDE=stride, DH=dilation_h, DW=dilation_w,
         TOP=top, LEFT=left, STEP_H=steps[0], STEP_W=steps[1], FLAT=flat,
         SKIP=0 if flat else _skippable(source_shape[2], kernel_h, kernel_w, dilation_h, dilation_w, stride, transposed),
         EVEN=depth % config["block_k"] == 0, BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], BLOCK_K=config["block_k"], GROUP_M=config["group_m"],
     )
-    sizes = (rows, depth, columns, blocks_m, blocks_n)
+    sizes = (rows, depth // aligned[0], columns // aligned[1], blocks_m, blocks_n)
     return (blocks_m * blocks_n * problems,), sizes, constants, dict(num_warps=config["num_warps"], num_stages=config["num_stages"])
 
 
@@ -278,9 +287,10 @@ def _launch(source, weight, bias, coords, slots, geometry, out, transposed, tf32
     grid, sizes, constants, options = plan_launch(source.shape, weight.shape, out.shape, geometry, transposed, kind, conv_configs.device_name(source.device))
     check_sizes(source, weight, out, slots, grid[0])
     rows, depth, columns, blocks_m, blocks_n = sizes
+    strides = source.shape[1] // constants["ALIGN_IN"], out.shape[1] // constants["ALIGN_OUT"]
     _tile_conv_kernel[grid](
         source, weight, weight if bias is None else bias, coords, slots, out, rows, slots.shape[1], slots.shape[2], depth, columns,
-        source.shape[1], out.shape[1], blocks_m, blocks_n, HAS_BIAS=bias is not None, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
+        *strides, blocks_m, blocks_n, HAS_BIAS=bias is not None, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
     )
 
 
@@ -301,34 +311,36 @@ def check_sizes(source, weight, out, slots, programs):
             raise ValueError(f"tile_conv: {name} must be at most {MOST}, got {count}. Use a smaller batch.")
 
 
-LAYERS = {
-    "3x3 t8": dict(source=(64, 256, 8, 8), weight=(256, 256, 3, 3), out=(64, 256, 8, 8), geometry=[1, 1, 1, 1, 1, 1, 1, 1]),
-    "3x3 64 t8": dict(source=(512, 64, 8, 8), weight=(64, 64, 3, 3), out=(512, 64, 8, 8), geometry=[1, 1, 1, 1, 1, 1, 1, 1]),
-    "3x3 t1": dict(source=(512, 512, 1, 1), weight=(512, 512, 3, 3), out=(512, 512, 1, 1), geometry=[1, 1, 1, 1, 1, 1, 1, 1]),
-    "3x3/2 t8": dict(source=(64, 128, 8, 8), weight=(128, 128, 3, 3), out=(64, 128, 4, 4), geometry=[2, 1, 1, 1, 1, 1, 1, 1]),
-    "stem": dict(source=(64, 3, 32, 32), weight=(64, 3, 7, 7), out=(64, 64, 16, 16), geometry=[2, 1, 1, 3, 3, 3, 3, 1]),
-    "grouped": dict(source=(64, 128, 8, 8), weight=(128, 4, 3, 3), out=(64, 128, 8, 8), geometry=[1, 1, 1, 1, 1, 1, 1, 32]),
-    "odd": dict(source=(64, 70, 7, 7), weight=(130, 70, 3, 3), out=(64, 130, 7, 7), geometry=[1, 1, 1, 1, 1, 1, 1, 1]),
+PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]
+LAYERS = {  # edge, channels, filters, kernel, edge of the result, geometry: the ways through the kernels besides the plain 3x3
+    "3x3/2 t8": (8, 128, 256, 3, 4, [2, *PLAIN[1:]]),
+    "3x3/2 t2": (2, 64, 64, 3, 1, [2, *PLAIN[1:]]),
+    "7x7 t1": (1, 256, 256, 7, 1, [1, 1, 1, 3, 3, 3, 3, 1]),
+    "stem": (32, 3, 64, 7, 16, [2, 1, 1, 3, 3, 3, 3, 1]),
+    "grouped t7": (7, 128, 128, 3, 7, [1, 2, 2, 2, 2, 2, 2, 32]),
+    "odd t7": (7, 70, 130, 3, 7, PLAIN),
 }
 
 
+def layers(direction):
+    """(name, source shape, weight shape, result shape, geometry, dtype, tf32, device) of what `compile_cases` compiles; forward terms."""
+    for dtype, tf32, rows, columns, depth, device in conv_configs.examples("tile_conv", direction):
+        edge = 8 if rows > 4096 else 1
+        tiles, (filters, channels) = rows // (edge * edge), (depth, columns) if direction == "grad_input" else (columns, depth)
+        name = f"3x3 {channels}-{filters} t{edge} {rows} rows"
+        yield name, (tiles, channels, edge, edge), (filters, channels, 3, 3), (tiles, filters, edge, edge), PLAIN, dtype, tf32, device
+    for name, (edge, channels, filters, kernel, small, geometry) in LAYERS.items():
+        shapes = (4096, channels, edge, edge), (filters, channels // geometry[7], kernel, kernel), (4096, filters, small, small)
+        yield name, *shapes, geometry, torch.bfloat16, False, "generic"
+
+
 def compile_cases():
-    """(name, kernel, signature, constants, options) of every shipped config and dtype on layers that take each way through the kernel."""
-    seen = set()
-    for device in conv_configs.DEVICES:
-        for dtype, tf32 in conv_configs.NUMBERS:
+    """(name, kernel, signature, constants, options) of every shipped config and dtype, and of layers that take each way through the kernel."""
+    for direction, transposed in (("forward", False), ("grad_input", True)):
+        for name, x, weight, y, geometry, dtype, tf32, device in layers(direction):
             kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
-            for name, layer in LAYERS.items():
-                for transposed in (False, True):
-                    source, out = (layer["out"], layer["source"]) if transposed else (layer["source"], layer["out"])
-                    for tiles in (64, 4096):
-                        shapes = [(tiles, *shape[1:]) for shape in (source, out)]
-                        _, sizes, constants, options = plan_launch(shapes[0], layer["weight"], shapes[1], layer["geometry"], transposed, kind, device)
-                        constants |= dict(HAS_BIAS=True, PRECISION="tf32" if tf32 else "ieee")
-                        signature = dict.fromkeys(("source", "weight", "bias", "out"), f"*{element}") | dict.fromkeys(("coords", "slots"), "*i32")
-                        signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "columns", "source_stride", "out_stride", "blocks_m", "blocks_n"), "i32")
-                        key = (element, name, transposed, *constants.values(), *options.values())
-                        if key not in seen:
-                            seen.add(key)
-                            title = f"tile_conv {'input gradient' if transposed else 'forward'} {name} {kind} {device} {sizes[0]} rows"
-                            yield title, _tile_conv_kernel, signature, constants, options
+            _, _, constants, options = plan_launch(*((y, weight, x) if transposed else (x, weight, y)), geometry, transposed, kind, device)
+            constants |= dict(HAS_BIAS=not transposed, PRECISION="tf32" if tf32 else "ieee")
+            signature = dict.fromkeys(("source", "weight", "bias", "out"), f"*{element}") | dict.fromkeys(("coords", "slots"), "*i32")
+            signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "columns", "source_stride", "out_stride", "blocks_m", "blocks_n"), "i32")
+            yield f"{direction} {name} {element} {kind} {device}", _tile_conv_kernel, signature, constants, options

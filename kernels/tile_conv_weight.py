@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from mwm.kernels import conv_configs
-from mwm.kernels.tile_conv import check_sizes, neighbour
+from mwm.kernels.tile_conv import check_sizes, layers, neighbour
 
 LEAST_BLOCKS = 4  # of positions in a share
 MOST_PARTIAL = 2**26  # elements of all partial sums together, 256 MiB
@@ -25,8 +25,8 @@ def _tile_conv_weight_kernel(
     rows,
     grid_h,
     grid_w,
-    depth,
-    filters,
+    depth,  # channels of one group, divided by ALIGN_IN as source_stride is
+    filters,  # of one group, divided by ALIGN_OUT as grad_stride is
     grad_stride,
     source_stride,
     numel,  # elements of one share's partial sums
@@ -34,6 +34,8 @@ def _tile_conv_weight_kernel(
     blocks_n,
     blocks_k,
     per_share,  # blocks of positions
+    ALIGN_IN: tl.constexpr,
+    ALIGN_OUT: tl.constexpr,
     EDGE: tl.constexpr,
     LATTICE: tl.constexpr,
     KH: tl.constexpr,
@@ -50,6 +52,10 @@ def _tile_conv_weight_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
+    depth *= ALIGN_IN
+    source_stride *= ALIGN_IN
+    filters *= ALIGN_OUT
+    grad_stride *= ALIGN_OUT
     pid = tl.program_id(0)
     block_n = pid % blocks_n
     block_k = pid // blocks_n % blocks_k
@@ -99,7 +105,7 @@ def _tile_conv_weight_kernel(
         a = tl.load(grad + (m.to(tl.int64)[None, :] * grad_stride + n[:, None]), mask=mask_n, other=0.0)
         b = tl.load(source + at, mask=seen, other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    at = share.to(tl.int64) * numel + (group * filters + n)[:, None] * (KH * KW * depth) + (place * depth + c)[None, :]
+    at = share.to(tl.int64) * numel + (group * filters + n).to(tl.int64)[:, None] * (KH * KW * depth) + (place * depth + c)[None, :]
     tl.store(sums + at, acc.to(sums.dtype.element_ty), mask=(n < filters)[:, None] & good_k[None, :])
 
 
@@ -134,9 +140,10 @@ def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False):
     grid, sizes, constants, options = plan_launch(grad.shape, x.shape, out.shape, geometry, kind, conv_configs.device_name(x.device))
     check_sizes(x, out, grad, slots, grid[0])
     rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share = sizes
+    strides = grad.shape[1] // constants["ALIGN_OUT"], x.shape[1] // constants["ALIGN_IN"]
     sums = out if shares == 1 else torch.empty((shares, out.numel()), dtype=torch.float32, device=out.device)
     _tile_conv_weight_kernel[grid](
-        grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], depth, filters, grad.shape[1], x.shape[1], out.numel(), groups, blocks_n,
+        grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], depth, filters, *strides, out.numel(), groups, blocks_n,
         blocks_k, per_share, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
     )
     if shares > 1:
@@ -156,18 +163,20 @@ def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device):
     lattice = grad_shape[2]
     rows = grad_shape[0] * lattice * lattice
     filters, depth = grad_shape[1] // groups, out_shape[1]
-    config = conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device)
     flat = depth < conv_configs.LEAST_CHUNK
+    aligned = conv_configs.alignment(depth, x_shape[1]), conv_configs.alignment(filters, grad_shape[1])
+    config = conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device, not flat and min(aligned) == 1)
     taps = kernel_h * kernel_w
     blocks_n = triton.cdiv(filters, config["block_n"])
     blocks_k = triton.cdiv(taps * depth, config["block_k"]) if flat else taps * triton.cdiv(depth, config["block_k"])
     shares, per_share = shares_of(triton.cdiv(rows, config["block_m"]), blocks_n * blocks_k * groups, config["programs"], out_shape[0] * depth * taps)
     constants = dict(
+        ALIGN_IN=aligned[0], ALIGN_OUT=aligned[1],
         EDGE=x_shape[2], LATTICE=lattice, KH=kernel_h, KW=kernel_w, STRIDE=stride, DH=dilation_h, DW=dilation_w, TOP=top, LEFT=left, FLAT=flat,
         EVEN=filters % config["block_n"] == 0 and depth % config["block_k"] == 0, BLOCK_N=config["block_n"], BLOCK_K=config["block_k"],
         BLOCK_M=config["block_m"],
     )
-    sizes = (rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share)
+    sizes = (rows, depth // aligned[0], filters // aligned[1], groups, blocks_n, blocks_k, shares, per_share)
     return (blocks_n * blocks_k * groups * shares,), sizes, constants, dict(num_warps=config["num_warps"], num_stages=config["num_stages"])
 
 
@@ -179,26 +188,16 @@ def shares_of(blocks, programs, wanted, numel):
 
 
 def compile_cases():
-    """(name, kernel, signature, constants, options) of every shipped config and dtype on layers that take each way through the kernel."""
-    from mwm.kernels.tile_conv import LAYERS
-
-    seen = set()
-    for device in conv_configs.DEVICES:
-        for dtype, tf32 in conv_configs.NUMBERS:
-            kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
-            for name, layer in LAYERS.items():
-                for tiles in (64, 4096):
-                    grad, x = ((tiles, *layer[side][1:]) for side in ("out", "source"))
-                    _, sizes, constants, options = plan_launch(grad, x, layer["weight"], layer["geometry"], kind, device)
-                    constants["PRECISION"] = "tf32" if tf32 else "ieee"
-                    signature = dict.fromkeys(("grad", "source"), f"*{element}") | {"coords": "*i32", "slots": "*i32"}
-                    signature["sums"] = "*fp32" if sizes[6] > 1 else f"*{element}"
-                    signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "filters", "grad_stride", "source_stride", "numel", "groups", "blocks_n",
-                                                "blocks_k", "per_share"), "i32")
-                    key = (*signature.values(), *constants.values(), *options.values())
-                    if key not in seen:
-                        seen.add(key)
-                        yield f"tile_conv weight gradient {name} {kind} {device} {sizes[0]} rows", _tile_conv_weight_kernel, signature, constants, options
+    """(name, kernel, signature, constants, options) of every shipped config and dtype, and of layers that take each way through the kernel."""
+    for name, x, weight, y, geometry, dtype, tf32, device in layers("grad_weight"):
+        kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
+        _, sizes, constants, options = plan_launch(y, x, weight, geometry, kind, device)
+        constants["PRECISION"] = "tf32" if tf32 else "ieee"
+        signature = dict.fromkeys(("grad", "source"), f"*{element}") | {"coords": "*i32", "slots": "*i32"}
+        signature["sums"] = "*fp32" if sizes[6] > 1 else f"*{element}"
+        signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "filters", "grad_stride", "source_stride", "numel", "groups", "blocks_n", "blocks_k",
+                                    "per_share"), "i32")
+        yield f"grad_weight {name} {element} {kind} {device}", _tile_conv_weight_kernel, signature, constants, options
     for element in conv_configs.ELEMENTS.values():
         signature = {"sums": "*fp32", "out": f"*{element}", "numel": "i32", "shares": "i32"}
-        yield f"tile_conv sum of shares {element}", _sum_shares_kernel, signature, {"BLOCK": 512}, {"num_warps": 4}
+        yield f"sum of shares {element}", _sum_shares_kernel, signature, {"BLOCK": 512}, {"num_warps": 4}
