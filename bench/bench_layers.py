@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from mwm.bench.harness import Case, Check, Limit, Match, relative_difference, timed
+from mwm.bench.harness import Case, Check, Limit, Match, Reading, Step, relative_difference, timed
 from mwm.bench.layer_list import LAYERS, SMOKE, Layer
 from mwm.bench.limits import byte_limit, flop_limit
 from mwm.bench.mask_multiply import MaskMultiply
@@ -27,19 +27,20 @@ from mwm import ops
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-def prepare(layer: Layer, hidden: float, backward: bool, *, batch: int = 8, grid: int = 7, dtype: torch.dtype = torch.float32, smoke: bool = False) -> Match:
-    """Check one layer against mask-multiply with the same weights, then make both sides."""
+def prepare(layer: Layer, hidden: float, backward: bool, *, batch: int = 8, grid: int = 7, dtype: torch.dtype = torch.float32, smoke: bool = False,
+            device: str = "cpu", reading: Callable[[Step, str], Reading] | None = None) -> Match:
+    """Check one layer against mask-multiply with the same weights, then make both sides; `reading` times them on a GPU."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     patches = grid * grid
     visible = patches - round(hidden * patches)
-    active = (torch.rand(batch, patches, generator=generator).argsort(1) < visible).view(batch, grid, grid)
+    active = (torch.rand(batch, patches, generator=generator).argsort(1) < visible).view(batch, grid, grid).to(device)
     plan = ops.build_plan(active, layer.edge, visible=visible)
-    dense_layer = layer.module().to(dtype).to(memory_format=torch.channels_last).train()
+    dense_layer = layer.module().to(device, dtype).to(memory_format=torch.channels_last).train()
     masked_layer = MaskMultiply(nn.Sequential(copy.deepcopy(dense_layer)))
     our_layer = mwm.sparsify(copy.deepcopy(dense_layer))
     size = grid * layer.edge
-    dense = torch.randn(batch, layer.channels, size, size, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    dense = torch.randn(batch, layer.channels, size, size, generator=generator).to(device, dtype).contiguous(memory_format=torch.channels_last)
     tiles = ops.pack_tiles(dense, plan)
     if layer.needs_gradient:
         dense.requires_grad_()
@@ -65,8 +66,9 @@ def prepare(layer: Layer, hidden: float, backward: bool, *, batch: int = 8, grid
         theirs = _both(rival, [*([dense] if layer.needs_gradient else []), *dense_layer.parameters()], torch.randn_like(whole))
     else:
         mine, theirs = torch.no_grad()(mine), torch.no_grad()(theirs)
-    return Match(timed(mine), {"dense channels-last": timed(theirs)}, {"dense channels-last": Check(difference, TOLERANCE[dtype])},
-                 visible=visible / patches, limit=_limit(layer, active, got, tiles, backward, smoke))
+    read = timed if reading is None else lambda step: reading(step, device)
+    return Match(read(mine), {"dense channels-last": read(theirs)}, {"dense channels-last": Check(difference, TOLERANCE[dtype])},
+                 visible=visible / patches, limit=_limit(layer, active, got, tiles, backward, smoke) if reading is None else None)
 
 
 def _both(function: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:

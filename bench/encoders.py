@@ -58,44 +58,54 @@ class EncoderSides:
         batch, size, patch: images, their edge and the patch's, pixels.
         bf16: bfloat16 autocast around the forward pass of every side.
         compiler: backend of torch.compile.
+        device: where images and networks lie.
     """
 
     def __init__(self, name: str, hidden: float, *, batch: int = 8, size: int = 224, patch: int = 32, bf16: bool = False,
-                 compiler: str = "inductor", **timm_options: object) -> None:
+                 compiler: str = "inductor", device: str = "cpu", **timm_options: object) -> None:
         torch.manual_seed(0)
-        self.bf16, self.compiler = bf16, compiler
+        self.bf16, self.compiler, self.device = bf16, compiler, device
         self._net = waken(timm.create_model(name, features_only=True, **timm_options).train())
         self.channels, self.strides = self._net.feature_info.channels(), self._net.feature_info.reduction()
-        self.images = torch.randn(batch, 3, size, size)
+        self.images = torch.randn(batch, 3, size, size).to(device)
         self.images_last = self.images.to(memory_format=torch.channels_last)
-        self.active, self.visible = random_active(batch, (size // patch, size // patch), hidden)
+        active, self.visible = random_active(batch, (size // patch, size // patch), hidden)
+        self.active = active.to(device)
         self.share = self.visible / self.active[0].numel()
 
     @functools.cached_property
     def ours(self) -> nn.Module:
         """The sparsified network."""
-        return mwm.sparsify(copy.deepcopy(self._net)).to(memory_format=torch.channels_last)
+        return mwm.sparsify(copy.deepcopy(self._net)).to(self.device, memory_format=torch.channels_last)
 
     @functools.cached_property
     def dense(self) -> nn.Module:
         """The dense network, channels-last."""
-        return copy.deepcopy(self._net).to(memory_format=torch.channels_last)
+        return copy.deepcopy(self._net).to(self.device, memory_format=torch.channels_last)
 
     @functools.cached_property
     def compiled(self) -> Callable[[Tensor], list[Tensor]]:
         """The dense network, channels-last, compiled."""
-        network = copy.deepcopy(self._net).to(memory_format=torch.channels_last)
+        network = copy.deepcopy(self._net).to(self.device, memory_format=torch.channels_last)
         return torch.compile(network, backend=self.compiler)
 
     @functools.cached_property
     def masked(self) -> nn.Module:
         """Mask-multiply as SparK ships it, NCHW."""
-        return MaskMultiply(self._net)
+        return MaskMultiply(self._net).to(self.device)
 
     @functools.cached_property
     def masked_last(self) -> nn.Module:
         """Mask-multiply, channels-last."""
-        return MaskMultiply(self._net).to(memory_format=torch.channels_last)
+        return MaskMultiply(self._net).to(self.device, memory_format=torch.channels_last)
+
+    def network(self, side: str) -> nn.Module:
+        """The network of a side."""
+        return {OURS: lambda: self.ours, DENSE: lambda: self.dense, COMPILED: lambda: self.compiled, MASKED: lambda: self.masked,
+                MASKED_LAST: lambda: self.masked_last}[side]()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     def maps(self, side: str) -> Callable[[], list[Tensor]]:
         """The forward pass of a side, from dense images to all maps."""
@@ -109,7 +119,7 @@ class EncoderSides:
         }[side]
 
         def forward() -> list[Tensor]:
-            with torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            with self._autocast():
                 return run()
 
         return forward
@@ -148,7 +158,7 @@ class EncoderSides:
 
     def _compare(self, mine: Callable[[], list[Tensor]], rival: Callable[[], list[Tensor]], ours: nn.Module, theirs: nn.Module,
                  reference: Callable[[], list[Tensor]]) -> Check:
-        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+        with self._autocast():
             got = mine()
         want = rival()
         if self.bf16:

@@ -1,0 +1,51 @@
+"""The whole pre-training step on a GPU, masks included, against the authors' step with the same weights: as shipped, and bfloat16 on both sides.
+
+As shipped means float32 with torch's defaults, under which cuDNN's convolutions round to TF32. Ours does so in the row "ours TF32" only, where
+`torch.backends.cuda.matmul` asks for it; "ours fp32" is IEEE float32 in the encoder.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from mwm.bench.bench_step import StepSides
+from mwm.bench.gpu_bars import SHIPPED, SHIPPED_BF16
+from mwm.bench.gpu_timing import event_timed
+from mwm.bench.harness import Case, Match, Step
+from mwm.bench.settings import Settings
+
+
+def _with_tf32(step: Step) -> Step:
+    def run() -> None:
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        try:
+            step()
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
+
+    return run
+
+
+def prepare(name: str, device: str, *, ours_bf16: bool, authors_bf16: bool, tf32: bool = False, **sizes: int) -> Match:
+    """Both steps and whether they agree, on two images."""
+    small = StepSides(name, device=device, **{**sizes, "batch": 2})
+    check = small.check(ours_bf16=ours_bf16, authors_bf16=authors_bf16, loose=device != "cpu")
+    del small
+    sides = StepSides(name, device=device, **sizes)
+    rival = SHIPPED_BF16 if authors_bf16 else SHIPPED
+    step = sides.our_step(bf16=ours_bf16)
+    return Match(event_timed(_with_tf32(step) if tf32 else step, device), {rival: event_timed(sides.authors_step(bf16=authors_bf16), device)}, {rival: check},
+                 visible=0.4, warmup=1)
+
+
+def cases(settings: Settings, device: str) -> list[Case]:
+    """float32, bfloat16 against the authors' as shipped, bfloat16 on both sides."""
+    kinds = [("ours TF32", False, False), ("bfloat16 on both sides", True, True), ("ours fp32", False, False), ("ours bfloat16", True, False)]
+    if settings.smoke:
+        return [Case("gpu step", f"smoke: {words}", partial(prepare, "resnet18", device, ours_bf16=mine, authors_bf16=theirs, tf32="TF32" in words, width=32, batch=2,
+                                                                 size=64), 1)
+                for words, mine, theirs in kinds[:2]]
+    return [Case("gpu step", words, partial(prepare, "resnet50", device, ours_bf16=mine, authors_bf16=theirs, tf32="TF32" in words, batch=settings.batch or 64), 5)
+            for words, mine, theirs in kinds]
