@@ -36,7 +36,6 @@ def patch_key(patch, patches, image, epoch, view, seed, weights, stride_w, table
     if WEIGHTED:
         key = word.to(tl.int64)
         weight = tl.load(weights + patch.to(tl.int64) * stride_w, mask=patch < patches, other=0)
-        tl.device_assert((weight >= 0) & (weight <= 65535), "sample_active: integer weights must be in [0, 65535]. Scale them.")
         more = philox_word(patch, image, epoch, view + (STREAM_WEIGHT << 16), seed).to(tl.int64)
         race = (negative_log2(key, more, table) << 16) // tl.maximum(weight, 1)
         return tl.where(weight > 0, race, key + (1 << 62))
@@ -72,6 +71,9 @@ def _sample_kernel(strata, stride_b, stride_p, amounts, stride_a, stride_s, ids,
     tl.device_assert((given >= 0) & (given < kinds) | (patch >= patches), "sample_active: strata must lie in [0, S)")
     mine = given.to(tl.int32)
     key = patch_key(patch, patches, name, epoch, view, seed, weights, stride_w, table, WEIGHTED)
+    if WEIGHTED:
+        weight = tl.load(weights + patch.to(tl.int64) * stride_w, mask=patch < patches, other=0)
+        tl.device_assert((weight >= 0) & (weight <= 65535), "sample_active: integer weights must be in [0, 65535]. Scale them.")
     size = tl.zeros((BLOCK,), tl.int32)
     rank = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, patches, CHUNK):
@@ -102,7 +104,7 @@ def _sample_kernel(strata, stride_b, stride_p, amounts, stride_a, stride_s, ids,
 
 def _blocks(patches):
     block = min(256, max(32, triton.next_power_of_2(patches)))
-    return block, 16, max(1, block // 16)
+    return block, 16, min(8, max(1, block // 16))
 
 
 def sample_active(strata, amounts, exact, seed, ids, epoch, view, weights, table, active):

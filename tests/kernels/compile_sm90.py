@@ -69,6 +69,17 @@ def narrow_offsets(ttir: str) -> list[str]:
     return found
 
 
+def with_ones(cases: list[tuple]) -> list[tuple]:
+    """Each kernel once more with all integers 1: Triton makes such an argument a constant, which has no methods of a tensor."""
+    last = {kernel.__name__: case for case in cases for kernel in [case[1]]}
+    found = []
+    for name, kernel, signature, constants, options in last.values():
+        ones = {p.name: 1 for p in kernel.params if signature.get(p.name) == "i32" and not p.do_not_specialize}
+        if ones:
+            found.append((f"{name}, ones", kernel, {k: v for k, v in signature.items() if k not in ones}, {**constants, **ones}, options))
+    return found
+
+
 def main(basenames: list[str]) -> int:
     """Compile all cases of these files of kernels/, or of all."""
     import triton
@@ -78,7 +89,8 @@ def main(basenames: list[str]) -> int:
     failures = 0
     for basename in names:
         module = importlib.import_module(f"mwm.kernels.{basename}")
-        for name, kernel, signature, constants, options in getattr(module, "compile_cases", tuple)():
+        cases = list(getattr(module, "compile_cases", tuple)())
+        for name, kernel, signature, constants, options in [*cases, *with_ones(cases)]:
             start = time.perf_counter()
             try:
                 used, bad = compile_case(kernel, signature, constants, options)

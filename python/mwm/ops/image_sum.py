@@ -13,7 +13,7 @@ from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .registry import register
 
-declare("image_sum", cpu=FLOATS, cuda=GPU_FLOATS, reference=FLOATS)
+declare("image_sum", cpu=FLOATS, cuda=GPU_FLOATS, triton=GPU_FLOATS, reference=FLOATS)
 # Torch's own gather along the plan, on every device.
 declare("image_expand", cpu=FLOATS, cuda=FLOATS, triton=FLOATS, reference=FLOATS)
 
@@ -81,6 +81,10 @@ def _sum_implementation(x: Tensor, active: Tensor, coords: Tensor, slots: Tensor
     name = resolve("image_sum", backend, x)
     if name == "reference":
         return out.copy_(reference.image_sum(x, active))
+    if name == "triton":
+        with gpu.guard(x):
+            gpu.triton_kernels("image_sum").image_sum(x.contiguous(memory_format=torch.channels_last), offsets, out)
+        return out
     views = native.view(x), native.view(offsets), native.view(out)
     if name == "cuda":
         with gpu.guard(x):

@@ -14,7 +14,7 @@ from . import gpu, native, reference
 from .backend import declare, resolve
 from .registry import register
 
-declare("build_plan", cpu=(torch.bool,), cuda=(torch.bool,), reference=(torch.bool,))
+declare("build_plan", cpu=(torch.bool,), cuda=(torch.bool,), triton=(torch.bool,), reference=(torch.bool,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +120,16 @@ def _implementation(active: Tensor, visible: int, backend: str) -> tuple[Tensor,
         elif name == "cuda":
             gpu.cuda().plan_offsets(native.view(active), native.view(offsets), *gpu.launch(active))
             tiles = int(offsets[batch])  # waits for the device: T decides on every shape from here on
+        elif name == "triton":
+            offsets[0], offsets[1:] = 0, active.sum((1, 2)).cumsum(0)
+            tiles = int(offsets[batch])
         else:
             tiles = int(active.count_nonzero())
         coords = torch.empty((tiles, 3), dtype=torch.int32, device=active.device)
         arguments = native.view(active), visible, native.view(coords), native.view(slots), native.view(offsets)
-        if name == "cuda":
+        if name == "triton":
+            gpu.triton_kernels("build_plan").build_plan(gpu.as_bytes(active), visible, coords, slots, offsets)
+        elif name == "cuda":
             gpu.cuda().build_plan(*arguments, *gpu.launch(active))
         else:
             native.core().build_plan(*arguments)
