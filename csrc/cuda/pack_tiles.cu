@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) unpack_lines_kernel(Plan plan, const
   const int32_t b = static_cast<int32_t>(blockIdx.x / plan.columns / plan.rows);
   const int32_t n = plan.tile_at(b, row, column, count);
   const U fill = *reinterpret_cast<const U*>(&pattern);
-  const U* from = tiles + static_cast<int64_t>(n) * edge * line;
+  const U* from = tiles + static_cast<int64_t>(most(n, 0)) * edge * line;
   U* to = out + b * at.outer + static_cast<int64_t>(row) * edge * at.row + column * at.column;
   for (int k = static_cast<int>(threadIdx.x); k < edge * line; k += static_cast<int>(blockDim.x)) to[k / line * at.row + k % line] = n < 0 ? fill : from[k];
 }
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) unpack_elements_kernel(Plan plan, co
   const int32_t column = static_cast<int32_t>(blockIdx.x % plan.columns), row = static_cast<int32_t>(blockIdx.x / plan.columns % plan.rows);
   const int32_t b = static_cast<int32_t>(blockIdx.x / plan.columns / plan.rows), size = edge * edge * channels;
   const int32_t n = plan.tile_at(b, row, column, count);
-  const U* from = tiles + n * at.outer;
+  const U* from = tiles + most(n, 0) * at.outer;
   const int64_t width = static_cast<int64_t>(plan.columns) * edge, top = (static_cast<int64_t>(b) * plan.rows + row) * edge;
   for (int k = static_cast<int>(threadIdx.x); k < size; k += static_cast<int>(blockDim.x)) {
     const int position = k / channels, i = position / edge, j = position % edge;

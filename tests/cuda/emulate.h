@@ -20,6 +20,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define __global__
 #define __device__
 #define __host__
@@ -157,7 +161,13 @@ inline void run_block(Machine& m, std::mt19937& random) {
       m.current = i;
       threadIdx = dim3(static_cast<unsigned>(i));
       change(m.scheduler, m.fibers[i].context);
-      if (m.message) throw std::runtime_error(std::string("device-side assertion: ") + m.message);
+      if (m.message) {
+#if defined(__SANITIZE_ADDRESS__)
+        // The threads that stop here leave marks around their variables on stacks that are used again.
+        __asan_unpoison_memory_region(m.stacks, kStack * kMaxThreads);
+#endif
+        throw std::runtime_error(std::string("device-side assertion: ") + m.message);
+      }
     }
     bool waiting = false, released = false;
     for (int first = 0; first < m.threads; first += kWarpSize) released |= release(m, first, std::min(first + kWarpSize, m.threads), State::kWarp);

@@ -22,6 +22,11 @@ CSRC = ROOT / "csrc"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMWM_EMULATE"]
 
 
+if os.environ.get("MWM_EMULATE_SANITIZE"):
+    # scripts/sanitize.sh cuda: the same tests with every access and every shift of the kernels checked.
+    FLAGS += ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
 def sources() -> list[Path]:
     """The files of the module, as CMakeLists.txt takes them."""
     return [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "cuda_module.cpp", CSRC / "fail.cpp"]
