@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The op tests on a core built with AddressSanitizer + UndefinedBehaviorSanitizer, and on one built with ThreadSanitizer.
-# Each build must first flag the kernels of tests/sanitize/known_bad.cpp, or its clean run would mean nothing.
+# The op tests on a core built with AddressSanitizer + UndefinedBehaviorSanitizer, and on one built with ThreadSanitizer; and the CUDA
+# sources' tests on their emulation with the first two. Each build must first flag the kernels of tests/sanitize/known_bad.cpp (the
+# emulation: a write past the end that it is made to do), or its clean run would mean nothing.
 #
-#     scripts/sanitize.sh [address thread]
+#     scripts/sanitize.sh [address thread cuda]
 #
 # PYTHON: an interpreter with mwm's test dependencies. SCRATCH: where the builds go (kept, so that a second run is short).
 # Linux, g++. Only this machine's best instruction set is built, and only the core is instrumented, not Python or torch.
@@ -62,8 +63,27 @@ tests() { # kind, pytest arguments
   run "$1" tests -q -p no:cacheprovider "${@:2}" || { echo "sanitize: findings or failures under $1." >&2; exit 1; }
 }
 
+emulated() { # command and arguments of the interpreter
+  MWM_EMULATE_SANITIZE=1 LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+    UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 "$PYTHON" "$@"
+}
+
+# A view that says more than its tensor has makes a right kernel write past the end.
+emulation_must_flag() {
+  local log=$SCRATCH/cuda-write_past_the_end.log
+  PYTHONPATH=tests/cuda "$PYTHON" -c 'import os; os.environ["MWM_EMULATE_SANITIZE"] = "1"; import emulator; emulator.build()' || exit 1
+  if PYTHONPATH=tests/cuda emulated -c 'import emulator, torch; ids = torch.zeros(1, dtype=torch.int64); out = torch.zeros(1, dtype=torch.int64)
+emulator.load().random_words((ids.data_ptr(), (1,), (1,), 4), 0, 0, 0, 0, (out.data_ptr(), (1, 64), (64, 1), 4), 0, 0)' >"$log" 2>&1 ||
+    ! grep -q 'ERROR: AddressSanitizer' "$log"; then
+    cat "$log" >&2
+    echo "sanitize: the emulation did not flag a write past the end; its other results cannot be trusted." >&2
+    exit 1
+  fi
+  echo "sanitize: a write past the end was flagged"
+}
+
 mkdir -p "$SCRATCH"
-for kind in "${@:-address thread}"; do
+for kind in "${@:-address thread cuda}"; do
   for one in $kind; do
     case $one in
       address)
@@ -78,7 +98,12 @@ for kind in "${@:-address thread}"; do
         must_flag thread write_one_element_from_two_threads 'WARNING: ThreadSanitizer: data race'
         tests thread tests/ops -m 'not slow' -k "$SELECTED"
         ;;
-      *) echo "sanitize: kinds are address and thread, got $one." >&2; exit 1 ;;
+      cuda)
+        emulation_must_flag
+        emulated -m pytest -q -p no:cacheprovider tests/cuda -k 'not beyond_two_to_the_31 and not test_cuda_build' ||
+          { echo "sanitize: findings or failures in the emulation." >&2; exit 1; }
+        ;;
+      *) echo "sanitize: kinds are address, thread and cuda, got $one." >&2; exit 1 ;;
     esac
   done
 done
