@@ -15,7 +15,7 @@ from .plan import TilePlan
 from .pool_geometry import PoolGeometry
 from .registry import once_only, register
 
-declare("tile_pool", cpu=FLOATS, cuda=GPU_FLOATS, reference=FLOATS)
+declare("tile_pool", cpu=FLOATS, cuda=GPU_FLOATS, triton=GPU_FLOATS, reference=FLOATS)
 
 
 def tile_pool(
@@ -134,6 +134,10 @@ def _implementation(
         return out.copy_(found), taps.copy_(where)
     x = _channels_last(x)
     padded = float("-inf") if pad_value is None else pad_value
+    if name == "triton":
+        with gpu.guard(x):
+            gpu.triton_kernels("tile_pool").forward(x, coords, slots, list(geometry), padded, out, taps)
+        return out, taps
     arguments = (native.view(x), native.view(coords), native.view(slots), list(geometry), padded, native.view(out), native.view(taps))
     if name == "cuda":
         with gpu.guard(x):
@@ -179,6 +183,10 @@ def _backward_implementation(
         return out.copy_(reference_pool.backward(grad, taps, active, PoolGeometry.from_numbers(geometry, None), edge))
     # A view does not keep its tensor alive, so each has a name until the kernel returns.
     grad, taps = _channels_last(grad), _channels_last(taps) if taps.dim() == 4 else taps
+    if name == "triton":
+        with gpu.guard(grad):
+            gpu.triton_kernels("tile_pool").backward(grad, taps, coords, slots, list(geometry), out)
+        return out
     arguments = (native.view(grad), native.view(taps), native.view(coords), native.view(slots), list(geometry), native.view(out))
     if name == "cuda":
         with gpu.guard(grad):
