@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).resolve().parent / "configs"
-DEVICES = ("generic", "h100", "h200")
+DEVICES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))  # "generic" and names of GPUs
 ALIGNED = 8  # elements that one load may take
 LEAST_CHUNK = 16  # channels below which (tap, channel) are run through without gaps; the least inner size of a dot
 ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -27,7 +27,7 @@ def kind_of(dtype, tf32):
 
 @functools.cache
 def device_name(device):
-    """The table that a device uses: "h100", "h200", or "generic" (also in the interpreter)."""
+    """The table that a device uses: the one whose name stands in the GPU's, e.g. "h200", or "generic" (also in the interpreter)."""
     words = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     return next((name for name in DEVICES if name in words), "generic")
 

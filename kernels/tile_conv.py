@@ -216,7 +216,7 @@ def _tile_conv_kernel(
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=valid[:, None] & (n < columns)[None, :])
 
 
-def forward(x, weight, bias, coords, slots, geometry, out, *, tf32=False):
+def forward(x, weight, bias, coords, slots, geometry, out, *, tf32=False, config=None):
     """Convolve.
 
     Args:
@@ -228,11 +228,15 @@ def forward(x, weight, bias, coords, slots, geometry, out, *, tf32=False):
         geometry: [stride, dilation of rows, of columns, padding left, right, top, bottom, groups]
         out: Receives the result, channels-last. [T, K, t // s, t // s]
         tf32: Round float32 operands to TF32, as the tensor cores take them.
+        config: Block sizes instead of the shipped table's, for measurements.
+
+    Returns:
+        Triton's handle of the compiled kernel; None in the interpreter.
     """
-    _launch(x, weight, bias, coords, slots, geometry, out, False, tf32)
+    return _launch(x, weight, bias, coords, slots, geometry, out, False, tf32, config)
 
 
-def grad_input(grad, weight, bias, coords, slots, geometry, out, *, tf32=False):
+def grad_input(grad, weight, bias, coords, slots, geometry, out, *, tf32=False, config=None):
     """The transpose of `forward` in x, plus a bias where one is given.
 
     Args:
@@ -243,12 +247,15 @@ def grad_input(grad, weight, bias, coords, slots, geometry, out, *, tf32=False):
         slots: Where the tiles of grad lie. int32 [B, Gh, Gw]
         geometry: As in `forward`.
         out: Receives the result, channels-last. [T, C, t, t]
-        tf32: As in `forward`.
+        tf32, config: As in `forward`.
+
+    Returns:
+        As `forward`.
     """
-    _launch(grad, weight, bias, coords, slots, geometry, out, True, tf32)
+    return _launch(grad, weight, bias, coords, slots, geometry, out, True, tf32, config)
 
 
-def plan_launch(source_shape, weight_shape, out_shape, geometry, transposed, kind, device):
+def plan_launch(source_shape, weight_shape, out_shape, geometry, transposed, kind, device, config=None):
     """(grid, runtime sizes, constants, options) of a launch: a pure function of shapes, kind of numbers and device name."""
     stride, dilation_h, dilation_w, left, _, top, _, groups = geometry
     kernel_h, kernel_w = weight_shape[2:]
@@ -257,7 +264,7 @@ def plan_launch(source_shape, weight_shape, out_shape, geometry, transposed, kin
     depth, columns = source_shape[1] // groups, out_shape[1] // groups
     flat = depth < conv_configs.LEAST_CHUNK
     aligned = conv_configs.alignment(depth, source_shape[1]), conv_configs.alignment(columns, out_shape[1])
-    config = conv_configs.pick("tile_conv", "grad_input" if transposed else "forward", kind, rows, columns, depth, device, not flat and min(aligned) == 1)
+    config = config or conv_configs.pick("tile_conv", "grad_input" if transposed else "forward", kind, rows, columns, depth, device, not flat and min(aligned) == 1)
     blocks_m, blocks_n = triton.cdiv(rows, config["block_m"]), triton.cdiv(columns, config["block_n"])
     problems = groups * (stride * stride if transposed else 1)
     steps = [stride // math.gcd(stride, d) if transposed else 1 for d in (dilation_h, dilation_w)]
@@ -280,15 +287,16 @@ def _skippable(edge, kernel_h, kernel_w, dilation_h, dilation_w, stride, transpo
     return triton.next_power_of_2(taps) if 1 < taps <= 64 and reach >= full else 0
 
 
-def _launch(source, weight, bias, coords, slots, geometry, out, transposed, tf32):
+def _launch(source, weight, bias, coords, slots, geometry, out, transposed, tf32, config):
     if out.numel() == 0:
-        return
+        return None
     kind = conv_configs.kind_of(source.dtype, tf32)
-    grid, sizes, constants, options = plan_launch(source.shape, weight.shape, out.shape, geometry, transposed, kind, conv_configs.device_name(source.device))
+    device = conv_configs.device_name(source.device)
+    grid, sizes, constants, options = plan_launch(source.shape, weight.shape, out.shape, geometry, transposed, kind, device, config)
     check_sizes(source, weight, out, slots, grid[0])
     rows, depth, columns, blocks_m, blocks_n = sizes
     strides = source.shape[1] // constants["ALIGN_IN"], out.shape[1] // constants["ALIGN_OUT"]
-    _tile_conv_kernel[grid](
+    return _tile_conv_kernel[grid](
         source, weight, weight if bias is None else bias, coords, slots, out, rows, slots.shape[1], slots.shape[2], depth, columns,
         *strides, blocks_m, blocks_n, HAS_BIAS=bias is not None, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
     )

@@ -121,7 +121,7 @@ def _sum_shares_kernel(sums, out, numel, shares, BLOCK: tl.constexpr):
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False):
+def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False, config=None):
     """The transpose of `tile_conv.forward` in weight.
 
     Args:
@@ -131,23 +131,27 @@ def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False):
         slots: Where the tiles of x lie. int32 [B, Gh, Gw]
         geometry: [stride, dilation of rows, of columns, padding left, right, top, bottom, groups]
         out: Receives the result, channels-last memory; summed in float32, rounded once. [K, C // groups, kh, kw]
-        tf32: Round float32 operands to TF32, as the tensor cores take them.
+        tf32, config: As in `tile_conv.forward`.
+
+    Returns:
+        As `tile_conv.forward`, of the first stage.
     """
     if out.numel() == 0 or grad.numel() == 0 or x.numel() == 0:
         out.zero_()
-        return
+        return None
     kind = conv_configs.kind_of(x.dtype, tf32)
-    grid, sizes, constants, options = plan_launch(grad.shape, x.shape, out.shape, geometry, kind, conv_configs.device_name(x.device))
+    grid, sizes, constants, options = plan_launch(grad.shape, x.shape, out.shape, geometry, kind, conv_configs.device_name(x.device), config)
     check_sizes(x, out, grad, slots, grid[0])
     rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share = sizes
     strides = grad.shape[1] // constants["ALIGN_OUT"], x.shape[1] // constants["ALIGN_IN"]
     sums = out if shares == 1 else torch.empty((shares, out.numel()), dtype=torch.float32, device=out.device)
-    _tile_conv_weight_kernel[grid](
+    compiled = _tile_conv_weight_kernel[grid](
         grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], depth, filters, *strides, out.numel(), groups, blocks_n,
         blocks_k, per_share, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
     )
     if shares > 1:
         sum_shares(sums, out)
+    return compiled
 
 
 def sum_shares(sums, out):
@@ -156,7 +160,7 @@ def sum_shares(sums, out):
     _sum_shares_kernel[(triton.cdiv(numel, 512),)](sums, out, numel, sums.shape[0], BLOCK=512, num_warps=4)
 
 
-def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device):
+def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device, config=None):
     """(grid, runtime sizes, constants, options) of a launch: a pure function of shapes, kind of numbers and device name."""
     stride, dilation_h, dilation_w, left, _, top, _, groups = geometry
     kernel_h, kernel_w = out_shape[2:]
@@ -165,7 +169,7 @@ def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device):
     filters, depth = grad_shape[1] // groups, out_shape[1]
     flat = depth < conv_configs.LEAST_CHUNK
     aligned = conv_configs.alignment(depth, x_shape[1]), conv_configs.alignment(filters, grad_shape[1])
-    config = conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device, not flat and min(aligned) == 1)
+    config = config or conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device, not flat and min(aligned) == 1)
     taps = kernel_h * kernel_w
     blocks_n = triton.cdiv(filters, config["block_n"])
     blocks_k = triton.cdiv(taps * depth, config["block_k"]) if flat else taps * triton.cdiv(depth, config["block_k"])

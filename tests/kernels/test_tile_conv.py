@@ -192,3 +192,14 @@ def test_shares_cover_every_block_of_positions_once(blocks: int, programs: int, 
     shares, each = kernels.shares_of(blocks, programs, 528, numel)
     assert shares >= 1 and (shares - 1) * each < blocks <= shares * each
     assert shares == 1 or shares * numel <= kernels.MOST_PARTIAL
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
+def test_tuning_finds_a_config_that_computes_the_same(direction: str, device: str) -> None:
+    from mwm.bench import tune
+
+    trial = tune.Trial(tune.TuneLayer(2, 16, 16), device, batch=2, grid=(2, 2))
+    lines: list[str] = []
+    config = tune.best(trial, direction, quick=True, table="generic", say=lines.append)
+    assert {key: value for key, value in config.items() if key != "dense_from"} in tune.candidates(direction, trial.layer, quick=True)
+    assert "dense is faster from" in lines[-1]

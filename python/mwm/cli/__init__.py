@@ -24,6 +24,7 @@ COMMANDS = {
     "finetune": "train a pre-trained encoder on labels, or probe it",
     "info": "versions, processor, and which backend runs which op here",
     "bench": "measure the kernels on this machine",
+    "tune": "find the convolutions' block sizes for this machine's GPU",
 }
 
 _WARNED: set[str] = set()
