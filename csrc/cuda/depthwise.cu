@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Problem p, const T*
   using R = Reach<kKernel, kEdge>;
   using S = Share<kEdge>;
   constexpr int kTaps = kKernel * kKernel, kStep = kBlockChannels + 2;  // two more: fewer threads meet in one bank
-  __shared__ float filters[kTaps * kStep];
+  alignas(8) __shared__ float filters[kTaps * kStep];  // read in pairs
   __shared__ int32_t table[S::kTiles * R::kSide * R::kSide];
   const int thread = static_cast<int>(threadIdx.x), pair = thread % kPairs, worker = thread / kPairs;
   const int32_t first_channel = static_cast<int32_t>(blockIdx.y) * kBlockChannels, channel = first_channel + 2 * pair;
