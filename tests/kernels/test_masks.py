@@ -157,3 +157,35 @@ def test_values_out_of_range_are_device_side_assertions(change: dict, message: s
     settings = {"strata": torch.zeros((2, 4), dtype=torch.int64), "ratio": ops.to_q32([0.5, 0.5]), "grid": (2, 2), "seed": 0, "ids": [0, 1], "epoch": 0} | change
     with pytest.raises(refused, match=message):
         ops.sample_active(settings.pop("strata"), settings.pop("ratio"), **settings, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.bool])
+@pytest.mark.parametrize("hidden", [None, 29, 0, 49])
+def test_masks_at_once_equal_the_two_steps(hidden: int | None, dtype: torch.dtype, device: str) -> None:
+    region = torch.rand(6, 28, 28)
+    region[torch.arange(28) >= torch.randint(0, 28, (6, 1, 1)).expand(6, 28, 28)] = 0
+    region[0], region[1, 3, 3:5] = 0, 1
+    region = (region > 0.5) if dtype == torch.bool else region.to(dtype)
+    ids = torch.tensor([0, 5, 2**32 - 1, 7, 8, 9])
+    settings = {"ratio": [1 << 31, 3_000_000_001, 2**32], "hidden": hidden, "stream": 64, "seed": 2**64 - 3, "epoch": 2**32 - 1, "view": 65535}
+    expected = ops.region_active(region, (7, 7), ids=ids, **settings, backend="reference")
+    for there in (region.to(device), region.to(device).transpose(1, 2).contiguous().transpose(1, 2)):
+        found = ops.region_active(there, (7, 7), ids=ids.to(device), **settings, backend="triton")
+        assert torch.equal(found[0].cpu(), expected[0]) and torch.equal(found[1].cpu(), expected[1])
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (8, 8), (9, 10)])
+def test_masks_at_once_on_any_grid(grid: tuple[int, int], device: str) -> None:
+    region = (torch.rand(3, 4 * grid[0], 4 * grid[1]) < 0.2).float()
+    settings = {"ratio": ops.to_q32([0.4, 0.8, 0.5]).tolist(), "seed": 1, "ids": [3, 4, 5], "epoch": 0}
+    expected = ops.region_active(region, grid, **settings, backend="reference")
+    found = ops.region_active(region.to(device), grid, **settings, backend="triton")
+    assert torch.equal(found[0].cpu(), expected[0]) and torch.equal(found[1].cpu(), expected[1])
+
+
+def test_masks_at_once_refuse_nan_and_wrong_ids(refused: type[Exception]) -> None:
+    settings = {"ratio": [0, 0, 0], "seed": 1, "epoch": 0, "backend": "triton"}
+    with pytest.raises(refused, match="contains NaN"):
+        ops.region_active(torch.full((1, 4, 4), torch.nan), (2, 2), ids=[0], **settings)
+    with pytest.raises(refused, match="ids must be integers"):
+        ops.region_active(torch.zeros(1, 4, 4), (2, 2), ids=[2**32], **settings)

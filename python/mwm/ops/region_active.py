@@ -1,4 +1,4 @@
-"""From regions to masks at once: coverage, inside and sampling, in one launch where the kernel of the CUDA backend runs."""
+"""From regions to masks at once: coverage, inside and sampling, in one launch where a kernel of the cuda or triton backend runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .region_coverage import coverage_threshold, region_coverage
 from .registry import register
 from .sample_active import sample_active
 
-_MAX_PATCHES = 2048
+_MOST_PATCHES = {"cuda": 2048, "triton": 64}
 
-# Everywhere but on the CUDA backend these are the two ops one after the other.
+# Elsewhere, and on larger grids, these are the two ops one after the other.
 declare("region_active", cpu=(*FLOATS, torch.bool), cuda=(*FLOATS, torch.bool), triton=(*FLOATS, torch.bool), reference=(*FLOATS, torch.bool))
 
 
@@ -81,10 +81,15 @@ def _implementation(
     region: Tensor, rows: int, columns: int, threshold: int, min_cover: float, rule: list[int], seed: int, ids: Tensor, epoch: int, view: int, backend: str
 ) -> tuple[Tensor, Tensor]:
     name = resolve("region_active", backend, region)
-    if name != "cuda" or rows * columns > _MAX_PATCHES:
+    if rows * columns > _MOST_PATCHES.get(name, -1):
         inside, _ = region_coverage(region, (rows, columns), min_cover=min_cover, backend=backend)
         return _sample(inside, rule, seed % (1 << 64), ids, epoch, view, backend), inside
     active, inside = _fake(region, rows, columns, threshold, min_cover, rule, seed, ids, epoch, view, backend)
+    if name == "triton":
+        with gpu.guard(region):
+            kernels = gpu.triton_kernels("region_active")
+            kernels.region_active(gpu.as_bytes(region), threshold, list(rule), seed, ids, epoch, view, gpu.as_bytes(inside), gpu.as_bytes(active))
+        return active, inside
     cover = torch.empty(inside.shape, dtype=torch.int64, device=region.device)
     arguments = (native.view(region), threshold, list(rule), seed, native.view(ids), epoch, view)
     with gpu.guard(region):
