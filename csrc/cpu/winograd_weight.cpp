@@ -103,6 +103,7 @@ struct SquareOuterProduct {
     Scratch<E> zeros(x.shape[1]);
     std::memset(zeros.data(), 0, static_cast<size_t>(x.shape[1]) * sizeof(E));
     float *data = vectors_on_x ? vector_data.data() : other_data.data(), *spread = vectors_on_x ? other_data.data() : vector_data.data();
+    if (squares.count == 0) std::memset(sums, 0, static_cast<size_t>(sum_count()) * sizeof(float));
     for (int64_t first = 0; first < squares.count; first += vectors.block) {
       const int64_t count = least(vectors.block, squares.count - first);
       parallel_for(count, 8, threads, [&](int64_t begin, int64_t end) {

@@ -36,7 +36,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: weight is not [K, C, 3, 3] for the channels of x.
 
-    Differentiable once. Deterministic, whatever the number of threads. Under autocast the tensors are cast to its dtype, as for conv2d.
+    Differentiable once. Where the op runs, bits do not depend on the number of threads. Under autocast the tensors are cast to its dtype, as for conv2d.
     Source: arXiv 1509.09308, section 4.
     """
     if x.dim() != 4 or weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:

@@ -38,7 +38,7 @@ def conv_transpose4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         ValueError: weight is not [C, K, 4, 4] for the channels of x.
 
     On the CPU the derivative in the bias is ours, which torch computes at a tenth of the memory's pace in bfloat16, and those in filters and x on small maps.
-    Differentiable once. Deterministic, whatever the number of threads. Under autocast the tensors are cast to its dtype.
+    Differentiable once. Our derivatives do not depend on the number of threads, torch's may in the last bits. Under autocast the tensors are cast to its dtype.
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[0] != x.shape[1] or list(weight.shape[2:]) != [4, 4]:
         raise ValueError(f"conv_transpose4x4: weight must be [C, K, 4, 4] for x [B, C, H, W], got {list(weight.shape)} for {list(x.shape)}.")

@@ -112,7 +112,13 @@ class Packed:
 
     def unpack(self, fill: float = 0.0) -> Tensor:
         """The dense map, `fill` where hidden. [B, C, Gh * t, Gw * t]"""
-        return unpack_tiles(self.tiles, self._plan, fill)
+        tiles = self.tiles
+        dense = unpack_tiles(tiles, self._plan, fill)
+        if dense.grad_fn is not None and tiles.grad_fn is not None and not torch.compiler.is_compiling():
+            # Autograd runs the youngest nodes first. Maps are unpacked after the last layer, so that the gradients of all of them would be
+            # packed at the start of the backward pass and lie in memory until their layers' turn.
+            dense.grad_fn._set_sequence_nr(tiles.grad_fn._sequence_nr())
+        return dense
 
     @property
     def shape(self) -> torch.Size:

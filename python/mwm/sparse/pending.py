@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mwm.ops import batch_norm
 
+from .recompute import remember
+
 
 class PendingNorm(NamedTuple):
     """A normalised map that is not computed yet.
@@ -57,4 +59,5 @@ class PendingNorm(NamedTuple):
         if self.versions != (self.x._version, 0 if self.residual is None else self.residual._version):
             raise RuntimeError("mwm.Packed: a map that a batch norm or the addition after it still has to read was modified in place. "
                                "Write to a copy (x.clone()), or read the norm's result first.")
-        return batch_norm(self.x, self.mean, self.var, self.weight, self.bias, eps=self.eps, residual=self.residual, activation=activation)
+        out = batch_norm(self.x, self.mean, self.var, self.weight, self.bias, eps=self.eps, residual=self.residual, activation=activation)
+        return out if self.residual is not None else remember(out, *self[:6], activation)

@@ -15,6 +15,7 @@ from mwm.ops.pointwise_conv import pointwise_conv
 from .extent import Extent
 from .operands import map_of
 from .packed import Margin, Packed
+from .recompute import spared
 from .reductions import image_max, image_mean
 from .refusal import location, refuse
 from .registry import handles, named
@@ -101,9 +102,11 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
         sides = tuple(own + pending for own, pending in zip(sides, margin[:4], strict=True))
     # Traced code may not know the number of tiles at all, which inductor's convolution needs; tile_conv does not.
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not any(sides) and not torch.compiler.is_compiling() and x._data.shape[0] > 0:
-        return x._like(pointwise_conv(x._data, weight, bias))
+        with spared(x._data):
+            return x._like(pointwise_conv(x._data, weight, bias))
     try:
-        out = tile_conv(x._data, weight, bias, x._plan, stride=stride, padding=sides, dilation=dilation, groups=groups)
+        with spared(x._data):
+            out = tile_conv(x._data, weight, bias, x._plan, stride=stride, padding=sides, dilation=dilation, groups=groups)
     except ValueError as error:
         raise _misaligned(function, error) from error
     return x._like(out)
