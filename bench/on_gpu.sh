@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Build, test, check with compute-sanitizer and measure on a machine with a CUDA GPU.
 #
-#     bench/on_gpu.sh OUT [build test sanitize bench …]
+#     bench/on_gpu.sh OUT [build test sanitize bench tune]
 #
-# Each stage has its own time limit; all together end within 9 minutes. Tables are written row by row, so that a run that is cut leaves valid
-# ones. OUT gets at most 8 files: environment.txt, stages.csv, one log per stage, gpu.csv with the measured rows. The exit code is 0 where
-# every stage that ran is good. Without a GPU the stages still run as far as they can and say what they skip.
+# Each stage has its own time limit; the first four, which run where none is named, end within 9 minutes. `tune` looks for better block
+# sizes and leaves them in OUT/tuned.json. Tables are written row by row, so that a run that is cut leaves valid ones. OUT gets at most
+# 8 files: environment.txt, stages.csv, a log per stage (that of tune goes to bench.log), gpu.csv with the measured rows, tuned.json. The
+# exit code is 0 where every stage that ran is good. Without a GPU the stages run as far as they can and say what they skip.
 #
 # PYTHON: the interpreter that has torch (default python3); nothing is downloaded and nothing is installed into it.
 # CUDACXX, CXX: compilers. SITE: where the package goes (kept, so that a later stage can run alone). LIMIT_<STAGE>: seconds.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
 shift
@@ -22,7 +23,7 @@ PYTHON=${PYTHON:-python3}
 SITE=${SITE:-$PWD/build/gpu/site}
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
-LIMIT_BUILD=${LIMIT_BUILD:-120} LIMIT_TEST=${LIMIT_TEST:-150} LIMIT_SANITIZE=${LIMIT_SANITIZE:-100} LIMIT_BENCH=${LIMIT_BENCH:-160}
+LIMIT_BUILD=${LIMIT_BUILD:-120} LIMIT_TEST=${LIMIT_TEST:-150} LIMIT_SANITIZE=${LIMIT_SANITIZE:-100} LIMIT_BENCH=${LIMIT_BENCH:-160} LIMIT_TUNE=${LIMIT_TUNE:-300}
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # What Triton compiles once serves every stage.
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
@@ -152,23 +153,30 @@ stage_bench() {
   return $bad
 }
 
+stage_tune() {
+  built tune || return 1
+  [ "$GPU" = 1 ] || { echo "tune: skipped, no CUDA device."; return 0; }
+  "$PYTHON" -m mwm tune --quick --out "$OUT/tuned.json"
+}
+
 environment >"$OUT/environment.txt" 2>&1
 [ -s "$OUT/stages.csv" ] || echo "stage,seconds,limit,exit code,last words" >"$OUT/stages.csv"
 FAILED=0
-export -f stage_build stage_test stage_sanitize stage_bench sanitize_one run_pytest built
+export -f stage_build stage_test stage_sanitize stage_bench stage_tune sanitize_one run_pytest built
 export OUT PYTHON SITE SCRATCH GPU LIMIT_BENCH
 for stage in "${STAGES[@]}"; do
-  case $stage in build | test | sanitize | bench) ;; *) echo "on_gpu: stages are build, test, sanitize and bench, got $stage." >&2; exit 2 ;; esac
-  limit=LIMIT_${stage^^}
+  case $stage in build | test | sanitize | bench | tune) ;; *) echo "on_gpu: stages are build, test, sanitize, bench and tune, got $stage." >&2; exit 2 ;; esac
+  limit=LIMIT_${stage^^} log=$OUT/$stage.log
+  [ "$stage" = tune ] && log=$OUT/bench.log || : >"$log"
   start=$(date +%s)
-  timeout --kill-after=5 "${!limit}" bash -c "set -uo pipefail; stage_$stage" >"$OUT/$stage.log" 2>&1
+  timeout --kill-after=5 "${!limit}" bash -c "set -uo pipefail; stage_$stage" >>"$log" 2>&1
   code=$?
   seconds=$(($(date +%s) - start))
-  words=$(grep -v '^$' "$OUT/$stage.log" | tail -n 1 | tr -d '",' | cut -c 1-160)
+  words=$(grep -v '^$' "$log" | tail -n 1 | tr -d '",' | cut -c 1-160)
   [ $code -eq 124 ] || [ $code -eq 137 ] && words="cut at its limit; $words"
   echo "$stage,$seconds,${!limit},$code,$words" >>"$OUT/stages.csv"
   echo "on_gpu: $stage took $seconds of ${!limit} s, exit code $code: $words"
-  [ $code -eq 0 ] || { FAILED=1; tail -n 25 "$OUT/$stage.log"; }
+  [ $code -eq 0 ] || { FAILED=1; tail -n 25 "$log"; }
   # Without the package there is nothing to test.
   [ "$stage" = build ] && [ $code -ne 0 ] && break
 done

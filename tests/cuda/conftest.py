@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -14,24 +13,9 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import emulator  # noqa: E402
-
-from mwm.ops import backend  # noqa: E402
+from emulator import Target  # noqa: E402
 
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A place to run an op: the emulated kernels on the CPU, or a backend on a GPU."""
-
-    device: torch.device
-    backend: str
-
-    def require(self, op: str, dtype: torch.dtype = torch.float32) -> None:
-        """Skip, with the reason, where this backend has no such kernel."""
-        dummy = torch.empty(1, dtype=dtype, device=self.device)
-        if found := backend.reasons(op, self.backend, dummy):
-            pytest.skip("; ".join(found))
 
 
 @pytest.fixture(scope="session")

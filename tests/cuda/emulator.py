@@ -12,10 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from mwm.ops import backend, gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -86,8 +90,6 @@ def load() -> ModuleType:
 @contextmanager
 def backend_on_cpu(module: ModuleType) -> Iterator[None]:
     """`backend="cuda"` takes CPU tensors and runs the emulated kernels."""
-    from mwm.ops import backend, gpu
-
     patch = pytest.MonkeyPatch()
     patch.setattr(gpu, "_load_cuda", lambda: (module, ""))
     patch.setattr(gpu, "cuda_missing", lambda: "")
@@ -102,3 +104,17 @@ def backend_on_cpu(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         patch.undo()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run an op: the emulated kernels on the CPU, or a backend on a GPU."""
+
+    device: torch.device
+    backend: str
+
+    def require(self, op: str, dtype: torch.dtype = torch.float32) -> None:
+        """Skip, with the reason, where this backend has no such kernel."""
+        dummy = torch.empty(1, dtype=dtype, device=self.device)
+        if found := backend.reasons(op, self.backend, dummy):
+            pytest.skip("; ".join(found))

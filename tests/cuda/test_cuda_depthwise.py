@@ -7,8 +7,8 @@ from dataclasses import replace
 import harness
 import pytest
 import torch
-from conftest import Target
 from conv_cases import DEPTHWISE, MASKS, Conv
+from emulator import Target
 
 from mwm import ops
 from mwm.ops import reference

@@ -10,7 +10,7 @@ from pathlib import Path
 import harness
 import pytest
 import torch
-from conftest import Target
+from emulator import Target
 
 from mwm import ops
 

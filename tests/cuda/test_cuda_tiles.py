@@ -6,7 +6,7 @@ import harness
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Target
+from emulator import Target
 from torch import Tensor
 
 from mwm import ops
