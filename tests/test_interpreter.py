@@ -26,6 +26,15 @@ def test_every_triton_kernel_equals_the_oracle_in_the_interpreter() -> None:
     assert " passed" in done.stdout and " skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
+def test_the_offline_compile_sees_a_wrap_a_spill_too_much_shared_memory_and_a_type_error() -> None:
+    pytest.importorskip("triton")
+    lines = [line for line in _python("tests/kernels/compile_sm90.py", "tests/kernels/known_bad.py").stdout.splitlines() if ", ones:" not in line][1:]
+    reasons = ["32-bit product", "32-bit product", "registers spilled", "bytes of shared memory, sm_90 has 232448", "Error"]
+    assert len(lines) == len(reasons)
+    for line, reason in zip(lines, reasons, strict=True):
+        assert line.startswith("BAD") and reason in line, line
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(960)
 def test_every_triton_kernel_compiles_to_sm_90_without_spills() -> None:

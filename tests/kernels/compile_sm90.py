@@ -1,14 +1,17 @@
 """Compile every Triton kernel to sm_90 code without a GPU, and refuse register spills and too much shared memory.
 
-    python tests/kernels/compile_sm90.py [BASENAME …]
+    python tests/kernels/compile_sm90.py [BASENAME | FILE.py …]
 
 A file in kernels/ lists what it launches in `compile_cases()`: (name, kernel, signature, constants, options). Pointers are taken as 16-byte
-aligned, as torch allocates them. Runs in a process of its own without TRITON_INTERPRET. Prints one line per case; the exit code is the number of bad ones.
+aligned, as torch allocates them. A file with a function `check_sizes` refuses on the host what 32 bits do not count. Runs in a process of its
+own without TRITON_INTERPRET. Prints one line per case; the exit code is the number of bad ones.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +27,8 @@ MAX_SHARED = 227 * 1024
 SM = 90
 
 
-def compile_case(kernel: Any, signature: dict[str, str], constants: dict[str, Any], options: dict[str, Any]) -> tuple[str, str]:
-    """Compile one case. Returns (what it uses, why it is bad or "")."""
+def compile_case(kernel: Any, signature: dict[str, str], constants: dict[str, Any], options: dict[str, Any], checked: bool = False) -> tuple[str, str]:
+    """Compile one case; `checked`: the host refuses sizes beyond 32 bits. Returns (what it uses, why it is bad or "")."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -39,10 +43,11 @@ def compile_case(kernel: Any, signature: dict[str, str], constants: dict[str, An
     shared = compiled.metadata.shared
     bad = [f"{spilled} bytes of registers spilled"] if spilled else []
     bad += [f"{shared} bytes of shared memory, sm_{SM} has {MAX_SHARED}"] if shared > MAX_SHARED else []
-    bad += narrow_offsets(compiled.asm["ttir"])
+    bad += narrow_offsets(compiled.asm["ttir"], checked)
     return f"{used} registers, {shared} bytes shared", "; ".join(bad)
 
 
+@functools.cache
 def registers(ptx: str) -> tuple[int, int]:
     """(registers per thread, bytes spilled) by ptxas -v."""
     from triton import knobs
@@ -57,15 +62,31 @@ def registers(ptx: str) -> tuple[int, int]:
     return int(re.search(r"Used (\d+) registers", log).group(1)), sum(map(int, re.findall(r"(\d+) bytes spill", log)))
 
 
-def narrow_offsets(ttir: str) -> list[str]:
-    """Products of two variables in 32 bits that are then widened: an offset that wraps beyond 2^31 elements."""
-    defined = dict(re.findall(r"(%[\w#:]+) = (arith\.muli [^\n]*: (?:tensor<[^>]*xi32>|i32))", ttir))
-    constants = set(re.findall(r"(%[\w#:]+) = arith\.constant", ttir))
-    found = []
-    for operand in re.findall(r"arith\.extsi (%[\w#:]+)", ttir):
-        product = defined.get(operand)
-        if product and not constants & set(re.findall(r"%[\w#:]+", product)):
-            found.append(f"a 32-bit product is widened afterwards: {operand} = {product}")
+def narrow_offsets(ttir: str, checked: bool) -> list[str]:
+    """Products of two variables in 32 bits that become an offset, widened afterwards or (where nobody checks) as they are: they wrap beyond 2^31 elements."""
+    lines = dict(re.findall(r"(%[\w#:]+) = ([^\n]*)", ttir))
+    constants = {name for name, line in lines.items() if line.startswith("arith.constant")}
+    found, seen = [], set()
+
+    def follow(name: str) -> None:
+        line = lines.get(name, "")
+        if name in seen or not re.search(r"(xi32>|: i32)( loc.*)?$", line):
+            return
+        seen.add(name)
+        operands = re.findall(r"%[\w#:]+", line)
+        if line.startswith("arith.muli") and not constants & set(operands):
+            found.append(f"a 32-bit product becomes an offset: {name} = {line}")
+        if re.match(r"arith\.(muli|addi|subi)|tt\.(splat|broadcast|expand_dims)", line):
+            for operand in operands:
+                follow(operand)
+
+    for line in lines.values():
+        if line.startswith("arith.extsi"):
+            product = re.search(r"%[\w#:]+", line).group()
+            if lines.get(product, "").startswith("arith.muli"):
+                follow(product)
+        if line.startswith("tt.addptr") and not checked and "!tt.ptr<i32>" not in line:  # tables of int32 have an entry per patch or tile: fewer than 2^31
+            follow(re.findall(r"%[\w#:]+", line)[1])
     return found
 
 
@@ -80,6 +101,15 @@ def with_ones(cases: list[tuple]) -> list[tuple]:
     return found
 
 
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(f"mwm.kernels.{name}")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def main(basenames: list[str]) -> int:
     """Compile all cases of these files of kernels/, or of all."""
     import triton
@@ -88,12 +118,12 @@ def main(basenames: list[str]) -> int:
     print(f"triton {triton.__version__}, sm_{SM}")
     failures = 0
     for basename in names:
-        module = importlib.import_module(f"mwm.kernels.{basename}")
+        module = _module(basename)
         cases = list(getattr(module, "compile_cases", tuple)())
         for name, kernel, signature, constants, options in [*cases, *with_ones(cases)]:
             start = time.perf_counter()
             try:
-                used, bad = compile_case(kernel, signature, constants, options)
+                used, bad = compile_case(kernel, signature, constants, options, hasattr(module, "check_sizes"))
             except Exception as error:  # every kind of compiler error counts, and the others are still to be seen
                 while error.__cause__ is not None:  # the innermost names the line in the callee
                     error = error.__cause__
