@@ -327,6 +327,8 @@ LAYERS = {  # edge, channels, filters, kernel, edge of the result, geometry: the
     "stem": (32, 3, 64, 7, 16, [2, 1, 1, 3, 3, 3, 3, 1]),
     "grouped t7": (7, 128, 128, 3, 7, [1, 2, 2, 2, 2, 2, 2, 32]),
     "odd t7": (7, 70, 130, 3, 7, PLAIN),
+    "one channel": (8, 1, 8, 7, 4, [2, 1, 1, 3, 3, 3, 3, 1]),
+    "grouped by 16": (4, 128, 128, 3, 4, [*PLAIN[:7], 8]),
 }
 
 
@@ -347,8 +349,18 @@ def compile_cases():
     for direction, transposed in (("forward", False), ("grad_input", True)):
         for name, x, weight, y, geometry, dtype, tf32, device in layers(direction):
             kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
-            _, _, constants, options = plan_launch(*((y, weight, x) if transposed else (x, weight, y)), geometry, transposed, kind, device)
+            _, sizes, constants, options = plan_launch(*((y, weight, x) if transposed else (x, weight, y)), geometry, transposed, kind, device)
             constants |= dict(HAS_BIAS=not transposed, PRECISION="tf32" if tf32 else "ieee")
             signature = dict.fromkeys(("source", "weight", "bias", "out"), f"*{element}") | dict.fromkeys(("coords", "slots"), "*i32")
-            signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "columns", "source_stride", "out_stride", "blocks_m", "blocks_n"), "i32")
+            signature |= dict.fromkeys(("grid_h", "grid_w", "source_stride", "out_stride"), "i32")
+            split_ones(dict(zip(("rows", "depth", "columns", "blocks_m", "blocks_n"), sizes, strict=True)), signature, constants)
             yield f"{direction} {name} {element} {kind} {device}", _tile_conv_kernel, signature, constants, options
+
+
+def split_ones(values, signature, constants):
+    """Enter whole numbers the way a launch does: 1 is a constant to the compiler, everything else a variable."""
+    for name, value in values.items():
+        if value == 1:
+            constants[name] = 1
+        else:
+            signature[name] = "i32"

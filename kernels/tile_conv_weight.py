@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from mwm.kernels import conv_configs
-from mwm.kernels.tile_conv import check_sizes, layers, neighbour
+from mwm.kernels.tile_conv import check_sizes, layers, neighbour, split_ones
 
 LEAST_BLOCKS = 4  # of positions in a share
 MOST_PARTIAL = 2**26  # elements of all partial sums together, 256 MiB
@@ -199,8 +199,11 @@ def compile_cases():
         constants["PRECISION"] = "tf32" if tf32 else "ieee"
         signature = dict.fromkeys(("grad", "source"), f"*{element}") | {"coords": "*i32", "slots": "*i32"}
         signature["sums"] = "*fp32" if sizes[6] > 1 else f"*{element}"
-        signature |= dict.fromkeys(("rows", "grid_h", "grid_w", "depth", "filters", "grad_stride", "source_stride", "numel", "groups", "blocks_n", "blocks_k",
-                                    "per_share"), "i32")
+        signature |= dict.fromkeys(("grid_h", "grid_w", "grad_stride", "source_stride", "numel"), "i32")
+        names = ("rows", "depth", "filters", "groups", "blocks_n", "blocks_k", "shares", "per_share")
+        values = dict(zip(names, sizes, strict=True))
+        del values["shares"]
+        split_ones(values, signature, constants)
         yield f"grad_weight {name} {element} {kind} {device}", _tile_conv_weight_kernel, signature, constants, options
     for element in conv_configs.ELEMENTS.values():
         signature = {"sums": "*fp32", "out": f"*{element}", "numel": "i32", "shares": "i32"}
