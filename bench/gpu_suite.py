@@ -9,6 +9,7 @@ shapes. Columns are those of `mwm bench`; `cpu` and `isa` hold the GPU's name an
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 import time
@@ -56,6 +57,7 @@ def run(cases: Sequence[Case], sink: Sink, device: str, pairs: int | None = None
             print(f"mwm: {failures[-1]}", file=sys.stderr, flush=True)
             continue
         finally:
+            gc.collect()
             if device != "cpu":
                 torch.cuda.empty_cache()
         for row in found:

@@ -77,3 +77,19 @@ def test_the_dense_way_equals_the_oracle(geometry: list[int], edge: int) -> None
                        reference_conv.grad_input(grad, weight, plan.active, geometry, edge))
     assert torch.equal(tile_conv_gpu.grad_weight("dense", grad, x, place, geometry, weight),
                        reference_conv.grad_weight(grad, x, plan.active, geometry, [3, 3]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+@pytest.mark.parametrize(("kernel", "edge", "stride", "groups"), [(1, 2, 1, 1), (4, 8, 4, 1), (2, 2, 2, 1), (3, 4, 1, 1), (3, 4, 2, 1), (7, 2, 1, 8), (3, 2, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_automatic_way_on_a_gpu_equals_the_oracle(kernel: int, edge: int, stride: int, groups: int, dtype: torch.dtype) -> None:
+    from conv_cases import Conv
+
+    from mwm import ops
+
+    padding = 0 if kernel == stride else (kernel - 1) // 2
+    conv = Conv(8, 8, (kernel, kernel), edge, stride, padding, groups=groups)
+    plan = ops.build_plan(harness.masks()["mixed"], edge)
+    on_gpu = conv.run(plan.to("cuda"))
+    harness.check(lambda *inputs: on_gpu(*(x.cuda() for x in inputs)).cpu(), conv.oracle(plan), conv.inputs(plan, exact=True), dtype=dtype, exact=True, threads=(1,))
