@@ -27,7 +27,9 @@ LIMIT_BUILD=${LIMIT_BUILD:-120} LIMIT_TEST=${LIMIT_TEST:-150} LIMIT_SANITIZE=${L
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # What Triton compiles once serves every stage.
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
-GPU=$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))' 2>/dev/null || echo 0)
+for stage in "${STAGES[@]}"; do
+  case $stage in build | test | sanitize | bench | tune) ;; *) echo "on_gpu: stages are build, test, sanitize, bench and tune, got $stage." >&2; exit 2 ;; esac
+done
 
 environment() {
   date -u +'date %Y-%m-%dT%H:%M:%SZ'
@@ -160,12 +162,13 @@ stage_tune() {
 }
 
 environment >"$OUT/environment.txt" 2>&1
+GPU=0
+grep -q '^device 0:' "$OUT/environment.txt" && GPU=1
 [ -s "$OUT/stages.csv" ] || echo "stage,seconds,limit,exit code,last words" >"$OUT/stages.csv"
 FAILED=0
 export -f stage_build stage_test stage_sanitize stage_bench stage_tune sanitize_one run_pytest built
 export OUT PYTHON SITE SCRATCH GPU LIMIT_BENCH
 for stage in "${STAGES[@]}"; do
-  case $stage in build | test | sanitize | bench | tune) ;; *) echo "on_gpu: stages are build, test, sanitize, bench and tune, got $stage." >&2; exit 2 ;; esac
   limit=LIMIT_${stage^^} log=$OUT/$stage.log
   [ "$stage" = tune ] && log=$OUT/bench.log || : >"$log"
   start=$(date +%s)
