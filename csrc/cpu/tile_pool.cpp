@@ -101,6 +101,34 @@ struct Places : Pool {
   }
 };
 
+// best, where = value, mark where value is larger or NaN: the first position stands until a larger one comes; NaN always wins, as in torch.
+template <class L>
+inline void take_larger(typename L::V& best, typename L::V& where, typename L::V value, typename L::V mark) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(typename L::V) == 64 && L::count == 16) {
+    const __mmask16 wins = _mm512_cmp_ps_mask((__m512)best, (__m512)value, _CMP_LT_OQ) | _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
+    best = (typename L::V)_mm512_mask_mov_ps((__m512)best, wins, (__m512)value);
+    where = (typename L::V)_mm512_mask_mov_ps((__m512)where, wins, (__m512)mark);
+    return;
+  }
+#endif
+  where = L::where_at_most(value, value, L::where_below(best, value, mark, where), mark);
+  best = L::where_at_most(value, value, L::where_below(best, value, value, best), value);
+}
+
+template <class L>
+inline void store_marks(int16_t* to, typename L::V where) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(typename L::V) == 64 && L::count == 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_cvttps_epi32((__m512)where)));
+    return;
+  }
+#endif
+  typename L::T marks[L::count];
+  L::store_wide(marks, where);
+  for (int64_t k = 0; k < L::count; ++k) to[k] = static_cast<int16_t>(marks[k]);
+}
+
 // The maximum of one window and the tap that gave it, -1 where that is no position. `at` has room for the taps: where each one reads.
 template <class T>
 void max_window(const Places& p, const T* x, int64_t image, int64_t out_r, int64_t out_c, int64_t channel, int64_t width, double pad_value, int64_t* at,
@@ -109,32 +137,38 @@ void max_window(const Places& p, const T* x, int64_t image, int64_t out_r, int64
   constexpr W kLowest = -static_cast<W>(__builtin_inf());
   constexpr int64_t kPadding = -3;
   const int64_t count = p.kernel_h * p.kernel_w;
+  bool all_real = true;
   for (int64_t u = 0, tap = 0; u < p.kernel_h; ++u)
     for (int64_t v = 0; v < p.kernel_w; ++v, ++tap) {
       const int64_t r = out_r * p.stride_h - p.top + u * p.dilation_h, col = out_c * p.stride_w - p.left + v * p.dilation_w;
       at[tap] = p.input(image, r, col);
       if (at[tap] == Places::kOutside && p.in_padding(r, col)) at[tap] = kPadding;
+      all_real = all_real && at[tap] >= 0;
     }
+  if (all_real && count == 9) {
+    for_lanes<T>(0, width, [&](auto lanes, int64_t c) {
+      using L = decltype(lanes);
+      const T* from = x + channel + c;
+      auto best = L::load(from + at[0]), where = L::all(W{0});
+      MWM_UNROLL for (int tap = 1; tap < 9; ++tap) take_larger<L>(best, where, L::load(from + at[tap]), L::all(static_cast<W>(tap)));
+      L::store(out + c, best);
+      store_marks<L>(taps + c, where);
+    });
+    return;
+  }
   for_lanes<T>(0, width, [&](auto lanes, int64_t c) {
     using L = decltype(lanes);
-    auto best = L::all(kLowest), where = L::all(-1);
+    auto best = L::all(kLowest), where = L::all(W{-1});
     for (int64_t tap = 0; tap < count; ++tap) {
       const bool real = at[tap] >= 0;
       const auto value = real ? L::load(x + at[tap] + channel + c)
                               : L::all(at[tap] == Places::kHidden ? W{0} : at[tap] == kPadding ? static_cast<W>(pad_value) : kLowest);
       const auto mark = L::all(real ? static_cast<W>(tap) : W{-1});
-      if (tap == 0 && real) {
-        best = value, where = mark;
-        continue;
-      }
-      // The first position stands until a larger one comes; NaN always wins, as in torch.
-      where = L::where_at_most(value, value, L::where_below(best, value, mark, where), mark);
-      best = L::where_at_most(value, value, L::where_below(best, value, value, best), value);
+      if (tap == 0 && real) best = value, where = mark;
+      else take_larger<L>(best, where, value, mark);
     }
     L::store(out + c, best);
-    W marks[L::count];
-    L::store_wide(marks, where);
-    for (int64_t k = 0; k < L::count; ++k) taps[c + k] = static_cast<int16_t>(marks[k]);
+    store_marks<L>(taps + c, where);
   });
 }
 
@@ -154,28 +188,58 @@ void average_window(const Places& p, const T* x, int64_t image, int64_t out_r, i
   for (int64_t c = 0; c < width; ++c) put(out[c], sum[c] / divisor);
 }
 
-// Gradient of one input position: the windows that see it, in window order of their output positions.
-template <class T>
-void gather_gradient(const Places& p, const T* grad, const int16_t* taps, int64_t image, int64_t r, int64_t col, int64_t channel, int64_t width, T* out) {
-  using W = typename Wide<T>::type;
-  W sum[kBlock] = {};
+// Calls seen(tap, output row, output column, storage row) for the windows that see an input position, in order of their outputs.
+template <class Function>
+inline void each_window(const Places& p, int64_t image, int64_t r, int64_t col, const Function& seen) {
   for (int64_t u = p.kernel_h - 1; u >= 0; --u) {
     const int64_t out_r = p.down.begins(r + p.top - u * p.dilation_h);
     if (out_r < 0) continue;
     for (int64_t v = p.kernel_w - 1; v >= 0; --v) {
       const int64_t out_c = p.across.begins(col + p.left - v * p.dilation_w);
       if (out_c < 0) continue;
-      const int64_t row = p.output(image, out_r, out_c), at = row + channel;
-      if (row < 0) continue;
-      if (p.max) {
-        const int16_t mark = static_cast<int16_t>(u * p.kernel_w + v);
-        for (int64_t c = 0; c < width; ++c) sum[c] += taps[at + c] == mark ? widen(grad[at + c]) : W{0};
-      } else {
-        const W divisor = static_cast<W>(p.divide_by(out_r, out_c));
-        for (int64_t c = 0; c < width; ++c) sum[c] += widen(grad[at + c]) / divisor;
-      }
+      const int64_t row = p.output(image, out_r, out_c);
+      if (row >= 0) seen(u * p.kernel_w + v, out_r, out_c, row);
     }
   }
+}
+
+// sum + value where the taps are `mark`.
+template <class L>
+inline typename L::V add_where(typename L::V sum, typename L::V value, const int16_t* taps, int16_t mark) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(typename L::V) == 64 && L::count == 16) {
+    const __mmask16 chosen = _mm256_cmpeq_epi16_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(taps)), _mm256_set1_epi16(mark));
+    return (typename L::V)_mm512_mask_add_ps((__m512)sum, chosen, (__m512)sum, (__m512)value);
+  }
+#endif
+  typename L::T chosen[L::count];
+  for (int64_t k = 0; k < L::count; ++k) chosen[k] = taps[k] == mark ? 1 : 0;
+  return sum + L::where_below(L::all(0), L::load_wide(chosen), value, L::all(0));
+}
+
+// Gradient of one input position of a max pool; `at` and `marks` have room for the windows that see it.
+template <class T>
+void gather_max(const Places& p, const T* grad, const int16_t* taps, int64_t image, int64_t r, int64_t col, int64_t channel, int64_t width, int64_t* at,
+                int16_t* marks, T* out) {
+  int64_t count = 0;
+  each_window(p, image, r, col, [&](int64_t tap, int64_t, int64_t, int64_t row) { at[count] = row + channel, marks[count++] = static_cast<int16_t>(tap); });
+  for_lanes<T>(0, width, [&](auto lanes, int64_t c) {
+    using L = decltype(lanes);
+    auto sum = L::zero();
+    for (int64_t i = 0; i < count; ++i) sum = add_where<L>(sum, L::load(grad + at[i] + c), taps + at[i] + c, marks[i]);
+    L::store(out + c, sum);
+  });
+}
+
+template <class T>
+void gather_average(const Places& p, const T* grad, int64_t image, int64_t r, int64_t col, int64_t channel, int64_t width, T* out) {
+  using W = typename Wide<T>::type;
+  W sum[kBlock] = {};
+  each_window(p, image, r, col, [&](int64_t, int64_t out_r, int64_t out_c, int64_t row) {
+    const W divisor = static_cast<W>(p.divide_by(out_r, out_c));
+    const T* from = grad + row + channel;
+    for (int64_t c = 0; c < width; ++c) sum[c] += widen(from[c]) / divisor;
+  });
   for (int64_t c = 0; c < width; ++c) put(out[c], sum[c]);
 }
 
@@ -238,8 +302,11 @@ void tile_pool_backward(const View& grad, const View& taps, const View& coords, 
   with_float("tile_pool", grad.dtype, [&](auto tag) {
     using T = decltype(tag);
     parallel_for(p.tiles, grain(p), threads, [&](int64_t begin, int64_t end) {
+      const Scratch<int64_t> rows(p.kernel_h * p.kernel_w);
+      const Scratch<int16_t> marks(p.kernel_h * p.kernel_w);
       each_position(p, begin, end, p.edge, p.edge, [&](int64_t image, int64_t r, int64_t c, int64_t at, int64_t channel, int64_t width) {
-        gather_gradient(p, pointer<T>(grad), pointer<int16_t>(taps), image, r, c, channel, width, pointer<T>(out) + at);
+        if (p.max) gather_max(p, pointer<T>(grad), pointer<int16_t>(taps), image, r, c, channel, width, rows.data(), marks.data(), pointer<T>(out) + at);
+        else gather_average(p, pointer<T>(grad), image, r, c, channel, width, pointer<T>(out) + at);
       });
     });
   });
