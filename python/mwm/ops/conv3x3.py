@@ -9,14 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import winograd
-from .backend import declare
 from .registry import once_only, register
 from .tile_conv import _cast, _grad_bias
 
-_HALVES = (torch.float32, torch.bfloat16, torch.float16)
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]
-
-declare("conv3x3", cpu=_HALVES)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +43,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
     # With a bias also where torch convolves: its derivative in the bias is slow in bfloat16.
-    if x.device.type == "cpu" and same and x.dtype in _HALVES and x.numel() and (bias is not None or winograd.square_edge(x, weight.shape, _PLAIN)):
+    if x.device.type == "cpu" and same and x.dtype in _KINDS and x.numel() and (bias is not None or winograd.square_edge(x, weight.shape, _PLAIN)):
         return _conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 

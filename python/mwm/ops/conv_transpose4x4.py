@@ -9,18 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .backend import declare
 from .conv3x3 import _last, _places
 from .registry import once_only, register
 from .tile_conv import _cast, _channels_last, _grad_bias, _sums, _workspace
 
-_HALVES = (torch.float32, torch.bfloat16, torch.float16)
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _GEOMETRY = [2, 1, 1, 1, 1, 1, 1, 1]  # stride 2, padding 1 of the convolution that this transposes: ops/conv_geometry.py
 # Edges of x up to which the kernels of tile_conv beat torch's, measured with 768 and 384 channels (bench/NOTES.md, Winograd): the
 # derivative in the filters 2.0 and 3.6 times (float32, bfloat16) at 7 and 1.1 to 1.2 times at 14, that in x 1.6 and 1.1 times at 7.
 _WEIGHT_EDGE, _INPUT_EDGE = 14, 7
-
-declare("conv_transpose4x4", cpu=_HALVES)
 
 
 def conv_transpose4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +43,7 @@ def conv_transpose4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
-    if x.device.type == "cpu" and same and x.dtype in _HALVES and x.numel() and weight.shape[1]:
+    if x.device.type == "cpu" and same and x.dtype in _KINDS and x.numel() and weight.shape[1]:
         return _conv_transpose(x, weight, bias)
     return F.conv_transpose2d(x, weight, bias, 2, 1)
 
