@@ -170,3 +170,24 @@ def test_bad_settings_end_in_one_sentence(settings: dict, sentence: str) -> None
 def test_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="region, uniform, got 'blocks'"):
         create_policy("blocks")
+
+
+@pytest.mark.parametrize("settings", [{"high": 0.8, "low": 0.4, "empty_share": 0.55}, {"high": 0.7, "low": 0.3, "empty": "low", "min_cover": 0.6}, {"overall": 0.6}])
+def test_the_one_launch_of_a_gpu_draws_the_masks_of_the_steps(settings: dict) -> None:
+    policy = create_policy("region", **settings)
+    region, ids = torch.rand(20, 28, 42), torch.randint(0, 2**32, (20,))
+    region[:, :, 20:] = 0
+    region[::4] = 0  # empty ones
+    request = {"seed": 2**63 + 1, "epoch": 4, "view": 2}
+    assert policy._one_launch_draws(region, (4, 6), ids)
+    assert torch.equal(policy._draw_at_once(region, (4, 6), ids=ids, **request), policy(region, grid=(4, 6), ids=ids, **request))
+
+
+def test_what_the_one_launch_cannot_draw_is_left_to_the_steps() -> None:
+    region, ids = torch.rand(2, 8, 8), torch.arange(2)
+    for settings in ({"high": 0.8, "low": 0.4}, {"overall": 0.6, "empty": "error"}, {"overall": 0.6, "soft": True}):
+        assert not create_policy("region", **settings)._one_launch_draws(region, (2, 2), ids)
+    policy = create_policy("region", overall=0.6)
+    assert policy._one_launch_draws(region, (2, 2), ids)
+    for other, grid, some in ((region > 0.5, (2, 2), ids), (region, (3, 2), ids), (region, (2, 4), ids), (region[0], (2, 2), ids), (region, (2, 2), ids[:1])):
+        assert not policy._one_launch_draws(other, grid, some)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import InitVar, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mwm.masking.coverage import MIN_COVER
-from mwm.masking.policy import MaskRequest, Policy, check_ratio
-from mwm.ops import random_words, sample_active, to_q32
+from mwm.masking.coverage import MIN_COVER, check_grid
+from mwm.masking.policy import MaskRequest, Policy, check_ids, check_ratio
+from mwm.ops import random_words, region_active, sample_active, to_q32
 
 PRESETS = {"0.8/0.4": (0.8, 0.4), "0.7/0.3": (0.7, 0.3), "0.6/0.2": (0.6, 0.2)}
 """High and low share of the paper's three settings, by name."""
@@ -98,6 +98,29 @@ class RegionPolicy(Policy):
         if self.overall is None:
             return None
         return grid[0] * grid[1] - round(self.overall * grid[0] * grid[1])
+
+    def __call__(self, region: Tensor | None, *, grid: tuple[int, int], seed: int, ids: Any, epoch: int, view: int = 0) -> Tensor:
+        """As `Policy`; on a GPU in one launch where regions and ids alone decide."""
+        grid = check_grid(grid, self.name)
+        plain = isinstance(region, Tensor) and isinstance(ids, Tensor) and all(isinstance(number, int) for number in (seed, epoch, view))
+        if plain and region.device.type == "cuda" and self._one_launch_draws(region, grid, ids):
+            return self._draw_at_once(region, grid, seed, ids, epoch, view)
+        return super().__call__(region, grid=grid, seed=seed, ids=ids, epoch=epoch, view=view)
+
+    def _one_launch_draws(self, region: Tensor, grid: tuple[int, int], ids: Tensor) -> bool:
+        """False also for what does not fit: the steps say why."""
+        settled = not self.soft and self.empty != "error" and (self.overall is not None or self._share_without_region() is not None)
+        if not settled or region.ndim != 3 or not region.is_floating_point() or ids.shape != region.shape[:1]:
+            return False
+        height, width = region.shape[1:]
+        return height % grid[0] == 0 == width % grid[1] and height // grid[0] == width // grid[1] > 0
+
+    def _draw_at_once(self, region: Tensor, grid: tuple[int, int], seed: int, ids: Any, epoch: int, view: int) -> Tensor:
+        """The masks of the steps, in one launch on a GPU."""
+        hidden = None if self.overall is None else round(self.overall * grid[0] * grid[1])
+        ratio = [int(to_q32(share or 0.0)) for share in (self.low, self.high, self._share_without_region())]
+        settings = {"seed": seed, "ids": check_ids(ids, region.device, self.name), "epoch": epoch, "view": view}
+        return region_active(region, tuple(grid), ratio, hidden=hidden, stream=_COUNT_STREAM, min_cover=self.min_cover, **settings)[0]
 
     def draw(self, inside: Tensor | None, share: Tensor | None, request: MaskRequest) -> Tensor:
         """Hide patches of the strata region and rest; an image with an empty region is a stratum of its own."""
