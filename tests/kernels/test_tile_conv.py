@@ -16,6 +16,7 @@ from mwm.ops import gpu
 
 # An image without a visible patch between others; height and width differ.
 ACTIVE = torch.tensor([[[1, 0, 1], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]], [[1, 1, 0], [1, 0, 0]]], dtype=torch.bool)
+FEW = torch.tensor([[[1, 1, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]], dtype=torch.bool)  # for large tiles
 
 CONVS = {
     "3x3 t8": Conv(16, 20, (3, 3), 8, padding=1),
@@ -33,6 +34,7 @@ CONVS = {
     "dilated by stride": Conv(6, 8, (3, 3), 4, stride=2, padding=(1, 2, 1, 2), dilation=2),
     "dilated unevenly": Conv(6, 8, (3, 3), 2, padding=(1, 3), dilation=(1, 3)),
     "7x7 t1": Conv(20, 18, (7, 7), 1, padding=3),
+    "5x5 t1": Conv(16, 9, (5, 5), 1, padding=2, bias=False),
     "5x5 t2": Conv(18, 5, (5, 5), 2, padding=2),
     "even kernel": Conv(6, 8, (4, 2), 4, padding=(0, 1, 1, 2)),
     "11x1 band": Conv(6, 8, (11, 1), 1, padding=(0, 0, 5, 5)),
@@ -72,12 +74,12 @@ def _run(conv: Conv, plan: ops.TilePlan, device: str) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("case", CONVS)
 def test_small_integers_are_exact(case: str, device: str) -> None:
     conv = CONVS[case]
-    plan = ops.build_plan(ACTIVE, conv.edge)
+    plan = ops.build_plan(ACTIVE if conv.edge < 4 else FEW, conv.edge)
     harness.check(_run(conv, plan, device), conv.oracle(plan), conv.inputs(plan, exact=True), exact=True, threads=(1,))
 
 
-@pytest.mark.parametrize("name", [name for name in harness.masks() if name not in ("mixed", "square 7")])
-@pytest.mark.parametrize("case", ["3x3 t1", "3x3/2 t2"])
+@pytest.mark.parametrize(("case", "name"), [*(("3x3/2 t2", name) for name in harness.masks() if name not in ("mixed", "square 7")),
+                                             *(("5x5 t1", name) for name in ("single tile", "checkerboard", "all hidden"))])
 def test_every_mask_is_exact(case: str, name: str, device: str) -> None:
     conv = CONVS[case]
     plan = ops.build_plan(harness.masks()[name], conv.edge)
@@ -85,10 +87,10 @@ def test_every_mask_is_exact(case: str, name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["3x3 t4", "3x3/2 t8", "groups of 20"])
+@pytest.mark.parametrize("case", ["3x3/2 t8", "groups of 20"])
 def test_error_stays_within_the_budget_of_dense_torch(case: str, dtype: torch.dtype, device: str) -> None:
     conv = CONVS[case]
-    plan = ops.build_plan(ACTIVE, conv.edge)
+    plan = ops.build_plan(ACTIVE if conv.edge < 4 else FEW, conv.edge)
     harness.check(_run(conv, plan, device), conv.oracle(plan), conv.inputs(plan), dtype=dtype, threads=(1,))
 
 
@@ -120,10 +122,10 @@ def test_tiles_beyond_the_reach_of_a_window_are_not_read(case: str, device: str)
     assert torch.equal(found[[0, 3, 4]], clean[[0, 3, 4]])
 
 
-@pytest.mark.parametrize("case", ["3x3/2 t2", "3x3 t1"])
+@pytest.mark.parametrize("case", ["3x3/2 t2"])
 def test_every_element_is_written(case: str, device: str) -> None:
     conv = CONVS[case]
-    plan = ops.build_plan(ACTIVE, conv.edge)
+    plan = ops.build_plan(ACTIVE if conv.edge < 4 else FEW, conv.edge)
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives NaN
