@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
@@ -111,26 +112,37 @@ def _module(name: str) -> ModuleType:
 
 
 def main(basenames: list[str]) -> int:
-    """Compile all cases of these files of kernels/, or of all."""
+    """Compile all cases of these files of kernels/, or of all, on all cores."""
     import triton
 
     names = basenames or sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
-    print(f"triton {triton.__version__}, sm_{SM}")
-    failures = 0
+    print(f"triton {triton.__version__}, sm_{SM}", flush=True)
     for basename in names:
         module = _module(basename)
         cases = list(getattr(module, "compile_cases", tuple)())
-        for name, kernel, signature, constants, options in [*cases, *with_ones(cases)]:
-            start = time.perf_counter()
-            try:
-                used, bad = compile_case(kernel, signature, constants, options, hasattr(module, "check_sizes"))
-            except Exception as error:  # every kind of compiler error counts, and the others are still to be seen
-                while error.__cause__ is not None:  # the innermost names the line in the callee
-                    error = error.__cause__
-                used, bad = "", f"{type(error).__name__}: {' … '.join(str(error).strip().splitlines()[-3:])}"
-            failures += bool(bad)
-            print(f"{'BAD' if bad else 'ok '} {basename}: {name}: {used} {bad} ({time.perf_counter() - start:.1f} s)", flush=True)
+        _CASES.extend((basename, hasattr(module, "check_sizes"), *case) for case in [*cases, *with_ones(cases)])
+    failures = 0
+    # Kernels cannot be pickled, so the workers are forked and take numbers.
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        for bad, line in pool.imap(_report, range(len(_CASES))):
+            failures += bad
+            print(line, flush=True)
     return failures
+
+
+_CASES: list[tuple] = []
+
+
+def _report(number: int) -> tuple[bool, str]:
+    basename, checked, name, kernel, signature, constants, options = _CASES[number]
+    start = time.perf_counter()
+    try:
+        used, bad = compile_case(kernel, signature, constants, options, checked)
+    except Exception as error:  # every kind of compiler error counts, and the others are still to be seen
+        while error.__cause__ is not None:  # the innermost names the line in the callee
+            error = error.__cause__
+        used, bad = "", f"{type(error).__name__}: {' … '.join(str(error).strip().splitlines()[-3:])}"
+    return bool(bad), f"{'BAD' if bad else 'ok '} {basename}: {name}: {used} {bad} ({time.perf_counter() - start:.1f} s)"
 
 
 if __name__ == "__main__":
