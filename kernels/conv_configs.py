@@ -69,8 +69,11 @@ def pick(op, direction, kind, rows, columns, depth, device, odd=False):
     raise LookupError(f"{op}: no rule for {direction}, {kind} in the config tables of {device}")
 
 
-def examples(op, direction):
+def examples(op, direction, every=True):
     """(dtype, whether TF32 may stand in, rows, columns, depth, device) of a layer for every distinct rule of the shipped tables.
+
+    Without `every`: all rules in bfloat16 (input gradient, which shares its kernel and tables with the forward pass: those for odd and for large
+    layers), and of the other kinds of numbers the rule for large layers.
 
     Raises:
         LookupError: No layer takes a rule, since earlier ones take all of its layers.
@@ -79,7 +82,11 @@ def examples(op, direction):
     for device in DEVICES:
         for dtype, tf32 in NUMBERS:
             kind = kind_of(dtype, tf32)
-            for rule in table(device).get(op, {}).get(direction, {}).get(kind, ()):
+            found = table(device).get(op, {}).get(direction, {}).get(kind, ())
+            for rule in found:
+                few = direction == "grad_input" and not rule.get("odd")
+                if not every and rule is not found[-1] and (few or dtype != torch.bfloat16):
+                    continue
                 layer = rule.get("max_rows", 2**18), rule.get("max_columns", 512), rule.get("max_depth", 512)
                 odd = rule.get("odd", False)
                 layer = tuple(size - odd for size in layer)

@@ -332,22 +332,28 @@ LAYERS = {  # edge, channels, filters, kernel, edge of the result, geometry: the
 }
 
 
-def layers(direction):
+SOME_LAYERS = ("3x3/2 t8", "7x7 t1", "stem", "odd t7")
+
+
+def layers(direction, every):
     """(name, source shape, weight shape, result shape, geometry, dtype, tf32, device) of what `compile_cases` compiles; forward terms."""
-    for dtype, tf32, rows, columns, depth, device in conv_configs.examples("tile_conv", direction):
+    for dtype, tf32, rows, columns, depth, device in conv_configs.examples("tile_conv", direction, every):
         edge = 8 if rows > 4096 else 1
         tiles, (filters, channels) = rows // (edge * edge), (depth, columns) if direction == "grad_input" else (columns, depth)
         name = f"3x3 {channels}-{filters} t{edge} {rows} rows"
         yield name, (tiles, channels, edge, edge), (filters, channels, 3, 3), (tiles, filters, edge, edge), PLAIN, dtype, tf32, device
     for name, (edge, channels, filters, kernel, small, geometry) in LAYERS.items():
+        if not every and name not in SOME_LAYERS:
+            continue
         shapes = (4096, channels, edge, edge), (filters, channels // geometry[7], kernel, kernel), (4096, filters, small, small)
         yield name, *shapes, geometry, torch.bfloat16, False, "generic"
 
 
-def compile_cases():
-    """(name, kernel, signature, constants, options) of every shipped config and dtype, and of layers that take each way through the kernel."""
+def compile_cases(every=False):
+    """(name, kernel, signature, constants, options) of layers that take each way through the kernel and of the shipped configs; with `every`, of
+    every config in every dtype, else as `conv_configs.examples` says."""
     for direction, transposed in (("forward", False), ("grad_input", True)):
-        for name, x, weight, y, geometry, dtype, tf32, device in layers(direction):
+        for name, x, weight, y, geometry, dtype, tf32, device in layers(direction, every):
             kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
             _, sizes, constants, options = plan_launch(*((y, weight, x) if transposed else (x, weight, y)), geometry, transposed, kind, device)
             constants |= dict(HAS_BIAS=not transposed, PRECISION="tf32" if tf32 else "ieee")

@@ -191,9 +191,9 @@ def shares_of(blocks, programs, wanted, numel):
     return -(-blocks // per_share), per_share
 
 
-def compile_cases():
-    """(name, kernel, signature, constants, options) of every shipped config and dtype, and of layers that take each way through the kernel."""
-    for name, x, weight, y, geometry, dtype, tf32, device in layers("grad_weight"):
+def compile_cases(every=False):
+    """(name, kernel, signature, constants, options), as `tile_conv.compile_cases`."""
+    for name, x, weight, y, geometry, dtype, tf32, device in layers("grad_weight", every):
         kind, element = conv_configs.kind_of(dtype, tf32), conv_configs.ELEMENTS[dtype]
         _, sizes, constants, options = plan_launch(y, x, weight, geometry, kind, device)
         constants["PRECISION"] = "tf32" if tf32 else "ieee"

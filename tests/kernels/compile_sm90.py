@@ -1,16 +1,18 @@
 """Compile every Triton kernel to sm_90 code without a GPU, and refuse register spills and too much shared memory.
 
-    python tests/kernels/compile_sm90.py [BASENAME | FILE.py …]
+    python tests/kernels/compile_sm90.py [--all] [BASENAME | FILE.py …]
 
 A file in kernels/ lists what it launches in `compile_cases()`: (name, kernel, signature, constants, options). Pointers are taken as 16-byte
 aligned, as torch allocates them. A file with a function `check_sizes` refuses on the host what 32 bits do not count. Runs in a process of its
-own without TRITON_INTERPRET. Prints one line per case; the exit code is the number of bad ones.
+own without TRITON_INTERPRET. Prints one line per case; the exit code is the number of bad ones. With --all also the cases that a file leaves
+out by default (`compile_cases(every=True)`): every shipped config in every dtype, minutes.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import importlib.util
 import multiprocessing
 import os
@@ -111,15 +113,17 @@ def _module(name: str) -> ModuleType:
     return module
 
 
-def main(basenames: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Compile all cases of these files of kernels/, or of all, on all cores."""
     import triton
 
+    every, basenames = "--all" in words, [word for word in words if word != "--all"]
     names = basenames or sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
     print(f"triton {triton.__version__}, sm_{SM}", flush=True)
     for basename in names:
         module = _module(basename)
-        cases = list(getattr(module, "compile_cases", tuple)())
+        list_cases = getattr(module, "compile_cases", tuple)
+        cases = list(list_cases(every=True) if every and "every" in inspect.signature(list_cases).parameters else list_cases())
         _CASES.extend((basename, hasattr(module, "check_sizes"), *case) for case in [*cases, *with_ones(cases)])
     failures = 0
     # Kernels cannot be pickled, so the workers are forked and take numbers.
