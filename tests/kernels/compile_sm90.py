@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import re
