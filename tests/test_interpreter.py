@@ -33,6 +33,14 @@ def test_every_triton_kernel_equals_the_oracle_in_the_interpreter() -> None:
         assert " passed" in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
+@pytest.mark.slow
+def test_every_launch_of_the_ops_binds_and_compiles_with_the_arguments_they_pass() -> None:
+    pytest.importorskip("triton")
+    done = _python("tests/kernels/launches.py", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("ok _") >= 15, done.stdout
+
+
 def test_the_offline_compile_sees_a_wrap_a_spill_too_much_shared_memory_and_a_type_error() -> None:
     pytest.importorskip("triton")
     lines = [line for line in _python("tests/kernels/compile_sm90.py", "tests/kernels/known_bad.py").stdout.splitlines() if ", ones:" not in line][1:]
