@@ -114,7 +114,7 @@ class Packed:
         """The dense map, `fill` where hidden. [B, C, Gh * t, Gw * t]"""
         tiles = self.tiles
         dense = unpack_tiles(tiles, self._plan, fill)
-        if dense.grad_fn is not None and tiles.grad_fn is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and dense.grad_fn is not None and tiles.grad_fn is not None:
             # Autograd runs the youngest nodes first. Maps are unpacked after the last layer, so that the gradients of all of them would be
             # packed at the start of the backward pass and lie in memory until their layers' turn.
             dense.grad_fn._set_sequence_nr(tiles.grad_fn._sequence_nr())
