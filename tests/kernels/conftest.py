@@ -17,6 +17,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mwm.ops import gpu
 
 
+def _scalars_are_indices() -> None:
+    """numpy 2.4 refuses int() of an array of one element, which the interpreter of triton 3.6 takes for the bounds of a loop; 3.8 does as here."""
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang_tensor
+
+    def patched(tensor: type, scope: object) -> None:
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+if gpu.interpreted() and not gpu.triton_missing():
+    _scalars_are_indices()
+
+
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu)] if not gpu.interpreted() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> str:
     """Where Triton kernels run here; skips, with the reason, where they cannot."""
