@@ -40,12 +40,15 @@ def build() -> Path:
     """Folder with the built module; kept between sessions under the hash of everything that went into it.
 
     Raises:
-        RuntimeError: there is no C++ compiler, or the sources do not compile.
+        RuntimeError: there is no C++ compiler or no pybind11, or the sources do not compile.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise RuntimeError("there is no C++ compiler (g++, or CXX)")
-    import pybind11
+    try:
+        import pybind11
+    except ModuleNotFoundError as error:
+        raise RuntimeError("there is no pybind11 (pip install '.[test]')") from error
 
     includes = [f"-I{folder}" for folder in (Path(__file__).parent, CSRC, sysconfig.get_paths()["include"], pybind11.get_include())]
     inputs = sorted(path for folder in (CSRC, Path(__file__).parent) for path in folder.rglob("*") if path.suffix in {".h", ".cu", ".cpp"} and path.parent.name != "cpu")
