@@ -55,6 +55,9 @@ def build() -> Path:
     digest = hashlib.sha256(" ".join([compiler, *FLAGS, sysconfig.get_config_var("EXT_SUFFIX")]).encode() + b"".join(path.read_bytes() for path in inputs))
     folder = Path(tempfile.gettempdir()) / f"mwm-emulated-{os.getuid()}-{digest.hexdigest()[:16]}"
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise RuntimeError(f"others can write to {folder}, from which code would be loaded. Remove it.")
     if module.exists():
         return module
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +70,6 @@ def build() -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sources()))
         _run([compiler, "-shared", *objects, "-o", f"{scratch}/{module.name}"])
-        folder.mkdir(exist_ok=True)
         # A move inside one file system is atomic, so that sessions side by side never load half a file.
         shutil.copy(f"{scratch}/{module.name}", staged := f"{module}.{os.getpid()}")
         os.replace(staged, module)

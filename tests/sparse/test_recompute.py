@@ -12,6 +12,11 @@ from mwm.sparse import recompute
 ACTIVE = torch.tensor([[[1, 0, 1], [0, 1, 1]], [[0, 0, 1], [1, 0, 0]]], dtype=torch.bool)
 
 
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "LEAST_BYTES", 0)
+
+
 def chain() -> nn.Module:
     torch.manual_seed(0)
     return mwm.sparsify(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1)))
@@ -55,6 +60,12 @@ def test_each_convolution_after_a_norm_keeps_a_recipe_and_runs_it_once(monkeypat
     assert computed == []
     out.tiles.sum().backward()
     assert computed == [None, "relu"]
+
+
+def test_small_maps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(recompute.Recipe, "compute", lambda recipe: pytest.fail("computed again"))
+    chain()(mwm.pack(torch.randn(2, 3, 16, 24), ACTIVE)).tiles.sum().backward()
 
 
 def test_a_weight_changed_before_backward_is_refused() -> None:

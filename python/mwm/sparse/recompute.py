@@ -1,8 +1,7 @@
 """The normalised input of a convolution, computed again in the backward pass instead of kept.
 
 A batch norm keeps its input for its derivative, and the convolution after it would keep the norm's output for the derivative in the
-filters: the same map twice. Reading one and applying scale, shift and ReLU again costs about a hundredth of a step and spares about a tenth of
-its memory.
+filters: the same map twice. For large maps, reading one and applying scale, shift and ReLU again is worth the memory.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from mwm.ops import batch_norm
 
+# Smaller outputs are kept: what they would spare is little, and reading the map twice costs up to 5 % of a step (bench/NOTES.md).
+LEAST_BYTES = 5 << 20
 _NAME = "_mwm_norm"
 
 
@@ -50,7 +51,7 @@ class Recipe(NamedTuple):
 
 def remember(out: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None) -> Tensor:
     """Note on a norm's output how it was computed; returns it."""
-    if not x.requires_grad:
+    if not x.requires_grad or out.untyped_storage().nbytes() < LEAST_BYTES:
         return out
     recipe = Recipe(x.detach(), mean, var, weight, bias, eps, activation, ())
     setattr(out, _NAME, (recipe._replace(versions=tuple(tensor._version for tensor in recipe.tensors())), out._version))
