@@ -179,7 +179,6 @@ inline void check_winograd(const char* op, const View& source, const View& targe
   check_places(op, coords, slots, source.shape[0]);
   if (target.shape[0] != coords.shape[0]) fail("%s: the tiles written must be the plan's", op);
   if (source.shape[2] != target.shape[2] || source.shape[3] != target.shape[3]) fail("%s: the tiles' edges differ", op);
-  // A window that reaches beyond its neighbour would read zeros there.
   if (outputs != 2 && outputs != 4) fail("%s: squares of 2 or 4 outputs, got %lld", op, static_cast<long long>(outputs));
   if (source.dtype == DType::kFloat64) fail("%s: is for float32, bfloat16 and float16", op);
 }

@@ -13,7 +13,6 @@ from .registry import once_only, register
 from .tile_conv import _cast, _grad_bias
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
-_PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +42,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
     # With a bias also where torch convolves: its derivative in the bias is slow in bfloat16.
-    if x.device.type == "cpu" and same and x.dtype in _KINDS and x.numel() and (bias is not None or winograd.square_edge(x, weight.shape, _PLAIN)):
+    if x.device.type == "cpu" and same and x.dtype in _KINDS and x.numel() and (bias is not None or winograd.square_edge(x, weight.shape, winograd.PLAIN)):
         return _conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -70,7 +69,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _implementation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    edge = winograd.square_edge(x, weight.shape, _PLAIN)
+    edge = winograd.square_edge(x, weight.shape, winograd.PLAIN)
     if not edge:
         return _last(F.conv2d(x, weight, bias, padding=1))
     return winograd.convolve(_last(x), weight, None if bias is None else bias.contiguous(), *_places(len(x)), edge)
@@ -95,7 +94,7 @@ def _input_fake(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _input_implementation(grad: Tensor, weight: Tensor) -> Tensor:
-    edge = winograd.square_edge(grad, weight.shape, _PLAIN)
+    edge = winograd.square_edge(grad, weight.shape, winograd.PLAIN)
     if not edge:
         return _last(torch.nn.grad.conv2d_input((len(grad), weight.shape[1], *grad.shape[2:]), weight, grad, padding=1))
     return winograd.convolve(_last(grad), weight, None, *_places(len(grad)), edge, adjoint=True)
@@ -108,7 +107,7 @@ def _weight_fake(grad: Tensor, x: Tensor) -> Tensor:
 
 def _weight_implementation(grad: Tensor, x: Tensor) -> Tensor:
     shape = (grad.shape[1], x.shape[1], 3, 3)
-    edge = winograd.square_edge(grad, shape, _PLAIN, weight_gradient=True)
+    edge = winograd.square_edge(grad, shape, winograd.PLAIN, weight_gradient=True)
     if not edge:
         return _last(torch.nn.grad.conv2d_weight(x, shape, grad, padding=1))
     return winograd.grad_weight(_last(grad), _last(x), *_places(len(x)), edge)

@@ -17,7 +17,7 @@ from . import native
 LEAST_CHANNELS = 24
 # Filters a square of m = 4 may share at most: transformed filters are written and read again at memory's pace.
 MOST_FILTERS_PER_SQUARE = 512
-_PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]  # stride, dilation, padding, groups: ops/conv_geometry.py
+PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]  # stride, dilation, padding, groups: ops/conv_geometry.py
 
 
 def square_edge(like: Tensor, weight_shape: Sequence[int], geometry: Sequence[int], *, weight_gradient: bool = False) -> int:
@@ -34,7 +34,7 @@ def square_edge(like: Tensor, weight_shape: Sequence[int], geometry: Sequence[in
     their direct products, and m = 2 does not.
     """
     filters, channels, *kernel = weight_shape
-    if kernel != [3, 3] or list(geometry) != _PLAIN or min(channels, filters) < LEAST_CHANNELS:
+    if kernel != [3, 3] or list(geometry) != PLAIN or min(channels, filters) < LEAST_CHANNELS:
         return 0
     height, width = like.shape[2:]
     if like.dtype == torch.float32 and min(height, width) >= (4 if weight_gradient else 2):
