@@ -58,3 +58,26 @@ def isas() -> list[str]: ...
 def set_isa(name: str) -> bool: ...
 def thread_runtime() -> str: ...
 def set_thread_runtime(name: str) -> bool: ...
+def batch_norm_moments(
+    x: _View, sums: _View, mean: _View, var: _View, running_mean: _View, running_var: _View, momentum: float, threads: int
+) -> None: ...
+def batch_norm_apply(
+    x: _View, residual: _View, weight: _View, bias: _View, mean: _View, var: _View, eps: float, activation: int, out: _View, threads: int
+) -> None: ...
+def batch_norm_backward(
+    grad: _View,
+    x: _View,
+    out: _View,
+    weight: _View,
+    bias: _View,
+    mean: _View,
+    var: _View,
+    eps: float,
+    activation: int,
+    sums: _View,
+    grad_x: _View,
+    grad_residual: _View,
+    grad_weight: _View,
+    grad_bias: _View,
+    threads: int,
+) -> None: ...
