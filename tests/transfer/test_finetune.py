@@ -122,7 +122,7 @@ def test_layers_near_the_input_learn_slower(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"task": "detect"}, "task must be classify"), ({"epochs": 0}, "epochs must be at least 1"), ({"val_share": 1.0}, "val_share must be between"),
+    ({"task": "paint"}, "task must be classify"), ({"epochs": 0}, "epochs must be at least 1"), ({"val_share": 1.0}, "val_share must be between"),
     ({"crop": 0.0}, "crop must be in"), ({"run": ""}, "run must be"),
 ])
 def test_settings_out_of_range_are_refused_by_name(change: dict, words: str) -> None:

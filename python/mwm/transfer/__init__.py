@@ -10,7 +10,7 @@ _HOME = {
     "ProbeResult": "mwm.transfer.probe",
     "TransferError": "mwm.transfer.config",
     "classification_metrics": "mwm.transfer.metrics",
-    "finetune": "mwm.transfer.classify",
+    "finetune": "mwm.transfer.tasks",
     "linear_probe": "mwm.transfer.probe",
     "pixel_statistics": "mwm.transfer.probe",
     "recalibrate_batchnorm": "mwm.transfer.probe",

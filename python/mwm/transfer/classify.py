@@ -24,35 +24,17 @@ from mwm.transfer.labelled import Labelled, read_labelled
 from mwm.transfer.metrics import auroc, classification_metrics
 from mwm.transfer.network import PooledFeatures, extract, parameter_groups
 from mwm.transfer.probe import STRENGTHS, fit_logistic, recalibrate_batchnorm
-from mwm.transfer.results import Outcome, open_results, summary, write_results
+from mwm.transfer.results import Outcome, summary, write_results
 
 
-def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
-    """Train a classifier on a pre-trained encoder and measure it.
-
-    Training images fit it, the val split chooses (the epoch of full fine-tuning, C of the probe), the test split is read once.
-    Splits that DATA lacks are made by patient. Images are read, sized and normalised as the run's config says.
-
-    Args:
-        config: What to do.
-        command: The command line, for metrics.json.
-
-    Returns:
-        Folder with metrics.json, predictions.csv, confusion.png and the weights (model.safetensors or probe.safetensors).
-
-    Raises:
-        TransferError: the data or the run do not fit; the message says what to do.
-        FileExistsError: the folder of the results exists and `overwrite` is off.
-    """
+def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
+    """Train a classifier on a pre-trained encoder, measure it and write the results into `out`; see `mwm.transfer.finetune`."""
     began = time.perf_counter()
     source = Path(config.run)
-    base = source if source.is_dir() else source.parent
-    out = Path(config.out) if config.out else base / ("linear-probe" if config.linear_probe else "finetune")
-    open_results(out, overwrite=config.overwrite)
     stored = ReadSettings.from_dict(load_encoder(source).preprocessing.read)
     settings = stored if config.intensity is None else replace(stored, intensity=config.intensity)
     data = read_labelled(config.data, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
-                         settings=settings)
+                         allow_leak=config.allow_leak, settings=settings)
     torch.manual_seed(config.seed)
     encoder = load_encoder(source, num_classes=len(data.classes))
     device = _device(config.device)
@@ -77,7 +59,6 @@ def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
     if config.progress or command:
         print(summary(figures["test"]))
         print(f"results in {out}")
-    return out
 
 
 def _device(name: str) -> torch.device:

@@ -7,7 +7,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-TASKS = ("classify",)
+TASKS = ("classify", "segment", "detect")
+PRECISIONS = ("fp32", "bf16", "fp16")
+#: Fields that may differ between a run and its continuation: they change place, speed or looks, not a number.
+FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "device", "progress", "strict", "run", "data", "store_weights"})
 
 
 class TransferError(ValueError):
@@ -26,54 +29,117 @@ class FinetuneConfig:
         TransferError: a value is out of its range; the message names the field.
     """
 
-    run: str = _help("", "folder of a run made by mwm pretrain, or its encoder.safetensors")
-    data: str = _help("", "folder with one folder per class (also below train/ val/ test/), or an index CSV with labels")
-    task: str = _help("classify", "what to learn: classify")
-    out: str | None = _help(None, "folder of the results (default: RUN/finetune or RUN/linear-probe)")
+    run: str | None = _help(None, "folder of a run made by mwm pretrain, or its encoder.safetensors; left out: --encoder names a network")
+    data: str = _help("", "folder with one folder per class (also below train/ val/ test/), or an index CSV with the columns file, split, label, patient, mask, boxes")
+    task: str = _help("classify", "what to learn: classify | segment | detect")
+    out: str | None = _help(None, "folder of the results (default: RUN/finetune, RUN/linear-probe, RUN/knn, RUN/segment or RUN/detect)")
     overwrite: bool = _help(False, "replace existing results")
-    linear_probe: bool = _help(False, "keep the encoder frozen and fit a logistic regression on its pooled features")
+    resume: bool = _help(False, "continue an interrupted run from its last finished epochs; what is finished is left as it is")
+    store_weights: bool = _help(True, "keep the trained weights in the results; mwm predict needs them")
+
+    init: str | None = _help(None, "first weights: scratch (random, those that pre-training of this seed starts from), or a file of ImageNet weights (safetensors, or a "
+                                   "state dict of torch.save); default: those of RUN")
+    encoder: str | None = _help(None, 'without RUN: a timm name, or "torchvision/NAME"')
+    image_size: int | tuple[int, int] | None = _help(None, "without RUN: edge of the square image, or height and width; pixels (default 224)")
+    channels: int | None = _help(None, "without RUN: channels of the images; default: those of the first file")
+    intensity: str | None = _help(None, "auto | percentile | window=C,W | minmax; default: as the run read its images")
+    aspect: str | None = _help(None, "pad | stretch | crop: how an image of another shape meets the size; default: as the run read its images")
+
     labels: str | None = _help(None, 'labels to keep, separated by commas, for example "bacterial,viral"; default: all')
-    epochs: int = _help(30, "most epochs of full fine-tuning")
-    patience: int = _help(8, "stop after this many epochs without a better validation loss")
+    val_share: float = _help(0.2, "share of the training patients put aside for validation where DATA has no val split")
+    test_share: float = _help(0.25, "share of the patients put aside for the test where DATA has no test split")
+    label_fraction: float = _help(1.0, "share of the training patients whose labels are used; drawn by patient, smaller shares inside larger ones")
+    allow_leak: bool = _help(False, "go on where a patient or a near-identical image is in two splits; the results say so")
+
+    epochs: int = _help(30, "most epochs of training")
+    patience: int = _help(8, "stop after this many epochs without a better validation figure")
     batch_size: int = _help(32, "images per step")
     lr: float = _help(3e-4, "learning rate of the head and the last layers")
     layer_decay: float = _help(0.75, "factor on the learning rate from one stage to the one before it")
     weight_decay: float = _help(0.05, "AdamW weight decay")
-    label_smoothing: float = _help(0.0, "share of the target spread over all classes")
-    balanced: bool = _help(True, "weight classes by the inverse of their frequency in training")
+    warmup_epochs: float = _help(1.0, "epochs of linear warm-up, at most a fifth of all")
     flip: bool = _help(False, "flip half of the training images left to right")
     crop: float = _help(0.8, "least share of the image's area in a random crop; 1 = none")
-    val_share: float = _help(0.2, "share of the training patients put aside for validation where DATA has no val split")
-    test_share: float = _help(0.25, "share of the patients put aside for the test where DATA has no test split")
-    intensity: str | None = _help(None, "auto | percentile | window=C,W | minmax; default: as the run read its images")
+    precision: str = _help("fp32", "fp32 | bf16 | fp16 (fp16 on CUDA)")
+
+    # classify
+    linear_probe: bool = _help(False, "keep the encoder frozen and fit a logistic regression on its pooled features")
+    knn: bool = _help(False, "keep the encoder frozen and let the nearest training images vote, weighted by the cosine of their features")
+    label_smoothing: float = _help(0.0, "share of the target spread over all classes")
+    mixup: float = _help(0.0, "parameter of the beta distribution that mixes pairs of images; 0 = none, 0.2 is usual")
+    balanced: bool = _help(True, "weight classes by the inverse of their frequency in training")
+
+    # segment
+
+    # detect
+
     strict: bool = _help(False, "stop at an unreadable file instead of leaving it out")
     bootstrap: int = _help(2000, "draws of the intervals")
-    seed: int = _help(0, "seed of splits, order, crops, head")
-    workers: int = _help(0, "processes that read images")
+    seed: int = _help(0, "seed of splits, label fraction, order, crops, head, and of random first weights")
+    workers: int = _help(0, "threads that read images; 0 = one per CPU, at most 8")
     device: str = _help("auto", "auto | cpu | cuda | cuda:N")
     progress: bool = _help(True, "show progress bars")
 
     def __post_init__(self) -> None:
-        for name in ("run", "data", "out"):  # paths are stored as text, so that the settings can be written down
+        for name in ("run", "data", "out", "init"):  # paths are stored as text, so that the settings can be written down
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        if isinstance(self.image_size, list):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        self._check()
+        self._check_classify()
+        self._check_segment()
+        self._check_detect()
+
+    def _check(self) -> None:
         self._require("task", self.task in TASKS, " | ".join(TASKS))
-        self._require("run", bool(self.run), "the folder of a run")
+        self._require("run", self.run is None or bool(self.run), "the folder of a run")
         self._require("data", bool(self.data), "a folder or an index CSV")
+        if self.run is None:
+            self._require("encoder", bool(self.encoder), "the name of a network where no RUN is given")
+            self._require("init", bool(self.init), "scratch, or a file of weights, where no RUN is given")
+            self._require("out", bool(self.out), "a folder where no RUN is given")
+        else:
+            for name in ("encoder", "image_size", "channels"):
+                self._require(name, getattr(self, name) is None, "left out where RUN is given, which has its own")
+        edges = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        self._require("image_size", self.image_size is None or (len(edges) <= 2 and all(isinstance(e, int) and 16 <= e <= 8192 for e in edges)), "16 … 8192 pixels")
+        self._require("channels", self.channels is None or 1 <= self.channels <= 64, "1 … 64")
+        self._require("aspect", self.aspect in (None, "pad", "stretch", "crop"), "pad | stretch | crop")
         for name in ("epochs", "patience", "batch_size", "bootstrap"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("val_share", "test_share"):
             self._require(name, 0 < getattr(self, name) < 1, "between 0 and 1")
-        self._require("crop", 0 < self.crop <= 1, "in (0, 1]")
+        for name in ("crop", "label_fraction", "layer_decay"):
+            self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
         self._require("lr", self.lr > 0, "positive")
-        self._require("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        self._require("workers", self.workers >= 0, "0 or more")
+        for name in ("warmup_epochs", "weight_decay", "workers", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("precision", self.precision in PRECISIONS, " | ".join(PRECISIONS))
         self._require("labels", self.labels is None or bool(self.label_names), "names separated by commas")
+        self._require("resume", not (self.resume and self.overwrite), "left out where overwrite is given")
+
+    def _check_classify(self) -> None:
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        self._require("mixup", 0 <= self.mixup <= 10, "in [0, 10]")
+        self._require("knn", not (self.knn and self.linear_probe), "left out where linear_probe is given")
+        for name in ("knn", "linear_probe"):
+            self._require(name, not getattr(self, name) or self.task == "classify", f"left out of task {self.task}")
+
+    def _check_segment(self) -> None:
+        """Ranges of the block `segment`."""
+
+    def _check_detect(self) -> None:
+        """Ranges of the block `detect`."""
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise TransferError(f"finetune: {name} must be {wanted}, got {getattr(self, name)!r}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images where no RUN gives them, pixels."""
+        return (224, 224) if self.image_size is None else self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -82,4 +148,4 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        return dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}

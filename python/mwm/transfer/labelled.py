@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +24,19 @@ class Case:
 
     Attributes:
         record: The image, as the data room read it.
-        label: Index into the classes.
+        label: Index into the classes; -1 where the image has none (never for classification).
         patient: Patient, or "" where not known.
         split: train, val, test, or "" before the splits are made.
+        mask: File of the mask, inside the folder of the list; None where the image has none.
+        boxes: Boxes of the list, dicts with `label` and `bbox_xyxy` (pixels of the stored image), unchecked; None where the list has no such cell.
     """
 
     record: Record
     label: int
     patient: str
     split: str
+    mask: Path | None = None
+    boxes: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Labelled:
         cases: All cases, in the order of the list.
         patients_known: Whether every case has a patient.
         notes: What was left out or made, one sentence each.
+        need: What the task learns from: label, mask or boxes.
     """
 
     classes: tuple[str, ...]
     cases: tuple[Case, ...]
     patients_known: bool
     notes: tuple[str, ...]
+    need: str = "label"
 
     def of(self, split: str) -> list[Case]:
         """Cases of one split."""
@@ -59,49 +66,53 @@ class Labelled:
         cases = [case for case in self.cases if case.record.name in names]
         if len(cases) == len(self.cases):
             return self
-        check_splits(cases, self.classes)
+        check_splits(cases, self.classes, need=self.need, allow_leak=True)
         note = f"{len(self.cases) - len(cases)} images cannot be read and are left out; skipped.csv lists them."
         return replace(self, cases=tuple(cases), notes=(*self.notes, note))
 
 
-def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25, seed: int = 0,
-                  settings: ReadSettings | None = None) -> Labelled:
+def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25,
+                  seed: int = 0, allow_leak: bool = False, settings: ReadSettings | None = None) -> Labelled:
     """Read a folder-per-class tree or an index CSV; no patient ends in two splits.
 
     Args:
         data: A folder whose sub-folders are the classes, also below train/ val/ test/; or an index CSV with the columns file, label and
-            perhaps split, patient; or a folder that holds such an index.csv.
+            perhaps split, patient, mask, boxes; or a folder that holds such an index.csv.
+        need: What the task learns from. "label": images without one are left out, and every split must hold every class. "mask", "boxes":
+            any image counts, also one without a class, mask or box; classes only spread over the splits that are made here.
         labels: Labels to keep; None keeps all.
         val_share: Share of the training patients for a val split where there is none.
         test_share: Share of all patients for a test split where there is none.
         seed: Of the splits that are made here.
+        allow_leak: Note a patient in two splits instead of refusing it.
         settings: How volumes are cut into slices.
 
     Raises:
-        TransferError: no labels, one class only, a class that a split lacks or only the test has, or a patient in two splits.
+        TransferError: no labels (masks, boxes), one class only, a class that a split lacks or only the test has, or a patient in two splits.
     """
     path = Path(data)
     index = path / "index.csv" if path.is_dir() and (path / "index.csv").is_file() else path
-    rows = _from_index(index, settings) if index.is_file() else _from_folders(path, settings)
+    rows = _from_index(index, settings, need) if index.is_file() else _from_folders(path, settings) if need == "label" else _from_index(path, settings, need)
     notes = []
     if labels is not None:
         absent = sorted(set(labels) - {label for _, label, _ in rows})
         if absent:
             raise TransferError(f"finetune: labels must occur in DATA, got {', '.join(absent)}. It has {_listed({label for _, label, _ in rows if label})}.")
         rows = [row for row in rows if row[1] in labels]
-    unlabelled = sum(1 for _, label, _ in rows if not label)
-    foreign = Counter(split for _, label, split in rows if label and split and split.lower() not in _SPLIT_WORDS)
-    rows = [row for row in rows if row[1] and (not row[2] or row[2].lower() in _SPLIT_WORDS)]
+    unlabelled = sum(1 for _, label, _ in rows if not label) if need == "label" else 0
+    foreign = Counter(split for _, label, split in rows if (label or need != "label") and split and split.lower() not in _SPLIT_WORDS)
+    rows = [row for row in rows if (row[1] or need != "label") and (not row[2] or row[2].lower() in _SPLIT_WORDS)]
     if unlabelled:
         notes.append(f"{unlabelled} images without a label are left out.")
     for split, count in foreign.items():
         notes.append(f"{count} images of the split {split!r} are left out; known are train, val and test.")
     if not rows:
         raise TransferError("finetune: DATA must hold labelled images, got none. Use one folder per class, or an index CSV with a column `label`.")
-    classes = tuple(sorted({label for _, label, _ in rows}))
-    if len(classes) < 2:
+    classes = tuple(sorted({label for _, label, _ in rows if label}))
+    if need == "label" and len(classes) < 2:
         raise TransferError(f"finetune: DATA must hold at least two classes, got only {classes[0]!r}. Add the images of another class.")
-    cases = [Case(record, classes.index(label), str(record.patient or ""), _SPLIT_WORDS.get((split or "").lower(), "")) for record, label, split in rows]
+    cases = [Case(record, classes.index(label) if label else -1, str(record.patient or ""), _SPLIT_WORDS.get((split or "").lower(), ""), record.mask,
+                  list(record.boxes) or None) for record, label, split in rows]
     unsplit = sum(not case.split for case in cases)
     if unsplit and unsplit < len(cases):
         raise TransferError(f"finetune: split must be given for all images or for none, got {unsplit} of {len(cases)} without one. Fill the column.")
@@ -115,13 +126,16 @@ def read_labelled(data: str | Path, *, labels: Sequence[str] | None = None, val_
     if not any(case.split == "val" for case in cases):
         cases = _divide(cases, "train", "val", "train", val_share, seed + 1, classes)
         notes.append(f"DATA has no val split: {val_share:.0%} of the training patients of each class were put aside (seed {seed}).")
-    check_splits(cases, classes)
-    return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes))
+    notes += check_splits(cases, classes, need=need, allow_leak=allow_leak)
+    return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes), need)
 
 
-def _from_index(path: Path, settings: ReadSettings | None) -> list[tuple[Record, str, str]]:
+def _from_index(path: Path, settings: ReadSettings | None, need: str) -> list[tuple[Record, str, str]]:
     records = read_list(path, settings=settings)
-    if not any(record.label for record in records):
+    if need != "label" and not any(getattr(record, need) for record in records):
+        wanted = "paths of masks" if need == "mask" else "JSON lists of boxes"
+        raise TransferError(f"finetune: {path.name} must have a column `{need}` with {wanted}, got none. Give an index CSV that has it.")
+    if need == "label" and not any(record.label for record in records):
         raise TransferError(f"finetune: {path.name} must have a column `label` with values, got none. Add it, or give a folder per class.")
     return [(record, str(record.label or "").strip(), str(record.split or "").strip()) for record in records]
 
@@ -152,8 +166,10 @@ def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float,
             first.setdefault(_unit(case), case.label)
     generator = np.random.default_rng(seed)
     taken: set[str] = set()
-    for label in range(len(classes)):
+    for label in [*range(len(classes)), *([-1] if -1 in first.values() else [])]:
         units = sorted(unit for unit, of in first.items() if of == label)
+        if label < 0 and len(units) == 1:
+            continue
         if not units:
             raise TransferError(f"finetune: class {classes[label]!r} must have training images, got none (a typing error in the test labels?). Add some, or "
                                 "leave the class out with --labels.")
@@ -169,8 +185,17 @@ def _unit(case: Case) -> str:
     return case.patient or f"image {case.record.id} {case.record.name}"
 
 
-def check_splits(cases: Sequence[Case], classes: Sequence[str]) -> None:
+def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "label", allow_leak: bool = False) -> list[str]:
     """Refuse splits that share a patient, or that lack a class, or that hold a class unknown to training.
+
+    Args:
+        cases: With their splits.
+        classes: Names.
+        need: As in `read_labelled`; without labels to learn, a split may lack a class but not be empty.
+        allow_leak: Note shared patients instead of refusing them.
+
+    Returns:
+        Notes, one sentence each.
 
     Raises:
         TransferError: with what is wrong and what to do.
@@ -180,9 +205,18 @@ def check_splits(cases: Sequence[Case], classes: Sequence[str]) -> None:
         if case.patient:
             where.setdefault(case.patient, set()).add(case.split)
     mixed = [splits for splits in where.values() if len(splits) > 1]
+    notes = []
     if mixed:
         pair = " and ".join(sorted(mixed[0], key=SPLITS.index))
-        raise TransferError(f"finetune: a patient must be in one split only, got {len(mixed)} patients in several (the first in {pair}). Correct the index.")
+        if not allow_leak:
+            raise TransferError(f"finetune: a patient must be in one split only, got {len(mixed)} patients in several (the first in {pair}). Correct the index, "
+                                "or add --allow-leak.")
+        notes.append(f"LEAK allowed: {len(mixed)} patients are in several splits; figures of the test are too good.")
+    if need != "label":
+        for split in SPLITS:
+            if not any(case.split == split for case in cases):
+                raise TransferError(f"finetune: DATA must have images in {split}, got none. Name the splits train, val and test, or leave the column out.")
+        return notes
     present = {split: {case.label for case in cases if case.split == split} for split in SPLITS}
     if not present["train"]:
         raise TransferError("finetune: DATA must have a train split, got none. Name it `train`.")
@@ -197,6 +231,7 @@ def check_splits(cases: Sequence[Case], classes: Sequence[str]) -> None:
         lacking = sorted(classes[k] for k in present["train"] - present[split])
         if lacking:
             raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}. Add some, or choose classes with --labels.")
+    return notes
 
 
 def _listed(names: Sequence[str] | set[str]) -> str:

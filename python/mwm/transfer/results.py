@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,38 +62,14 @@ def open_results(out: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"finetune: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
 
 
-def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Labelled, outcome: Outcome, figures: dict[str, Any], skipped: SkippedFiles, *,
-                  seconds: float, command: str | None) -> None:
-    """Write everything to a temporary folder beside `out`, then put it in place.
-
-    metrics.json holds no file names and no patients; predictions.csv is local and holds relative file names.
-    """
-    from safetensors.torch import save_file
-
+@contextlib.contextmanager
+def new_results(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        test = data.of("test")
-        counts = confusion(np.array([case.label for case in test]), outcome.probabilities["test"])
-        report = {
-            "task": config.task, "method": outcome.method, "encoder": encoder.name, "classes": list(data.classes), **figures,
-            "confusion_test": counts.tolist(), "chosen_on_val": outcome.chosen,
-            "images": {split: _by_class(data, split) for split in SPLITS},
-            "patients": {split: len({case.patient for case in data.of(split)}) for split in SPLITS} if data.patients_known else None,
-            "notes": list(data.notes), "config": config.to_dict(), "command": command, "seconds": round(seconds, 1),
-            "versions": {"mwm": mwm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
-        }
-        (temporary / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-        _write_predictions(temporary / "predictions.csv", data, outcome)
-        with (temporary / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(outcome.history[0]))
-            writer.writeheader()
-            writer.writerows(outcome.history)
-        view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
-        metadata = {"format": "pt", "encoder": encoder.name, "classes": json.dumps(list(data.classes)), "mwm_version": mwm.__version__, "task": config.task}
-        save_file(outcome.weights, str(temporary / outcome.weights_name), metadata=metadata)
-        skipped.write(temporary / "skipped.csv")
-        for path in (temporary, *temporary.iterdir()):
+        yield temporary
+        for path in (temporary, *temporary.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         if out.exists():
             shutil.rmtree(out)
@@ -99,6 +77,47 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def base_report(config: FinetuneConfig, encoder: Encoder, data: Labelled, *, method: str, seconds: float, command: str | None) -> dict[str, Any]:
+    """What metrics.json holds for every task. No file names and no patients."""
+    return {
+        "task": config.task, "method": method, "encoder": encoder.name, "classes": list(data.classes),
+        "images": {split: len(data.of(split)) for split in SPLITS},
+        "patients": {split: len({case.patient for case in data.of(split)}) for split in SPLITS} if data.patients_known else None,
+        "notes": list(data.notes), "config": config.to_dict(), "command": command, "seconds": round(seconds, 1),
+        "versions": {"mwm": mwm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """history.csv: one row per epoch, or per setting that was tried."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Labelled, outcome: Outcome, figures: dict[str, Any], skipped: SkippedFiles, *,
+                  seconds: float, command: str | None) -> None:
+    """Write a classifier's results to a temporary folder beside `out`, then put it in place.
+
+    metrics.json holds no file names and no patients; predictions.csv is local and holds relative file names.
+    """
+    from safetensors.torch import save_file
+
+    with new_results(out) as temporary:
+        test = data.of("test")
+        counts = confusion(np.array([case.label for case in test]), outcome.probabilities["test"])
+        report = base_report(config, encoder, data, method=outcome.method, seconds=seconds, command=command)
+        report |= {**figures, "confusion_test": counts.tolist(), "chosen_on_val": outcome.chosen, "images": {split: _by_class(data, split) for split in SPLITS}}
+        (temporary / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+        _write_predictions(temporary / "predictions.csv", data, outcome)
+        write_history(temporary / "history.csv", outcome.history)
+        view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
+        metadata = {"format": "pt", "encoder": encoder.name, "classes": json.dumps(list(data.classes)), "mwm_version": mwm.__version__, "task": config.task}
+        save_file(outcome.weights, str(temporary / outcome.weights_name), metadata=metadata)
+        skipped.write(temporary / "skipped.csv")
 
 
 def _by_class(data: Labelled, split: str) -> dict[str, int]:
