@@ -22,8 +22,9 @@ ALLOWED = {
     "view": {"ops"},
     "train": {"mim", "masking", "data", "view", "sparse", "ops"},
     "transfer": {"train", "data", "view", "ops"},
+    "study": {"train", "transfer", "localize", "view", "data", "masking", "ops"},
     "demo": {"train", "transfer", "localize", "view", "data", "masking", "mim", "sparse", "ops"},
-    "cli": {"demo", "train", "transfer", "localize", "view", "data", "masking", "mim", "sparse", "ops", "bench"},
+    "cli": {"study", "demo", "train", "transfer", "localize", "view", "data", "masking", "mim", "sparse", "ops", "bench"},
 }
 LAZY_ONLY_IN = {"transformers": {"localize"}, "open_clip": {"localize"}, "triton": {"ops"}, "kernels": set()}
 
