@@ -70,6 +70,14 @@ class FinetuneConfig:
     balanced: bool = _help(True, "weight classes by the inverse of their frequency in training")
 
     # segment
+    masks: str | None = _help(None, "folder of the masks, found by the names of the images, where DATA has no column mask")
+    mask_values: str | None = _help(None, 'names of the values of the masks, for example "100=ground_glass,200=consolidation"; default: one foreground')
+    mask_per_label: bool = _help(False, "the foreground of each image is of the class of its label, instead of one class for all")
+    negatives: str | None = _help(None, 'labels with nothing to mark, separated by commas, for example "no_tumor": their images count as empty masks where '
+                                        "they have none; others without a mask are left out")
+    surface_tolerance: float = _help(2.0, "distance up to which surfaces agree in the surface Dice: mm where all images tell their spacing, else pixels")
+    head_width: int = _help(64, "channels of the mask head")
+    head_norm: str = _help("group", "group | batch: norm of the mask head")
 
     # detect
 
@@ -81,7 +89,7 @@ class FinetuneConfig:
     progress: bool = _help(True, "show progress bars")
 
     def __post_init__(self) -> None:
-        for name in ("run", "data", "out", "init"):  # paths are stored as text, so that the settings can be written down
+        for name in ("run", "data", "out", "init", "masks"):  # paths are stored as text, so that the settings can be written down
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if isinstance(self.image_size, list):
@@ -128,6 +136,12 @@ class FinetuneConfig:
 
     def _check_segment(self) -> None:
         """Ranges of the block `segment`."""
+        for name in ("masks", "mask_values", "negatives"):
+            self._require(name, getattr(self, name) is None or self.task != "classify", "left out of task classify")
+        self._require("mask_per_label", not (self.mask_per_label and self.mask_values), "left out where mask_values is given")
+        self._require("surface_tolerance", 0 <= self.surface_tolerance < float("inf"), "0 or more")
+        self._require("head_width", self.head_width >= 8 and self.head_width % 8 == 0, "a multiple of 8")
+        self._require("head_norm", self.head_norm in ("group", "batch"), "group | batch")
 
     def _check_detect(self) -> None:
         """Ranges of the block `detect`."""
