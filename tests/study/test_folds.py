@@ -116,7 +116,7 @@ def test_few_patients_are_described_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda rows: rows + [("images/t.png", "train", "cysts", "q")], "typing error for 'cyst'"),
+    (lambda rows: [*rows, ("images/t.png", "train", "cysts", "q")], "typing error for 'cyst'"),
     (lambda rows: [row for row in rows if row[2] == "cyst"], "at least two classes"),
     (lambda rows: [("../" + row[0], *row[1:]) for row in rows], "must stay inside"),
 ])
@@ -140,7 +140,7 @@ def test_labels_subset_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_patient_with_two_classes_stays_whole(tmp_path: Path) -> None:
-    rows = _rows() + [("images/both.png", "test", "scar", "cyst0")]
+    rows = [*_rows(), ("images/both.png", "test", "scar", "cyst0")]
     folds = write_folds(_index(tmp_path / "data", rows), tmp_path / "out")
     for path in folds.paths:
         assert len({row["split"] for row in _read(path) if row["patient"] == "cyst0"}) == 1
