@@ -174,6 +174,8 @@ def _maps(records: list[Record], part_of: dict[str, int], parts: int, prompt: st
         sizes.append((int(image.shape[1]), int(image.shape[2])))
         if record.split == "train" and record.mask is not None:
             masks[place] = read_record_mask(record.mask, record, read)
+    if not any(bool((mask > 0.5).any()) for mask in masks.values()):
+        raise MissingRegion("crossfit: training masks must show something, got empty ones only. Check the column mask.")
     resident = torch.stack(images).to(device)
     targets = torch.zeros_like(resident)
     for place, mask in masks.items():
@@ -206,8 +208,6 @@ def _write(out: Path, fingerprint: str, records: list[Record], maps: Tensor, siz
         empty += not bool(region.any())
         if place in masks and bool((masks[place] > 0.5).any()):
             dice[place] = _dice(region > 0, masks[place] > 0.5)
-    if not dice:
-        raise MissingRegion("crossfit: training masks must show something, got empty ones only. Check the column mask.")
     part = {place: part_of[str(records[place].patient)] for place in dice}
     by = lambda name: {str(key): round(fmean(v for p, v in dice.items() if name(p) == key), 4) for key in sorted({name(p) for p in dice})}  # noqa: E731
     facts = {"kind": LABEL, "cross-fitted": True, **told, "dice": fmean(dice.values()), "dice_median": median(dice.values()),
