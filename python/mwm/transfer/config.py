@@ -53,7 +53,7 @@ class FinetuneConfig:
 
     epochs: int = _help(30, "most epochs of training")
     patience: int = _help(8, "stop after this many epochs without a better validation figure")
-    batch_size: int = _help(32, "images per step")
+    batch_size: int = _help(32, "images per step; fewer where the training images are few: an eighth of them, but at least 8")
     lr: float = _help(3e-4, "learning rate of the head and the last layers")
     layer_decay: float = _help(0.75, "factor on the learning rate from one stage to the one before it")
     weight_decay: float = _help(0.05, "AdamW weight decay")
@@ -80,6 +80,10 @@ class FinetuneConfig:
     head_norm: str = _help("group", "group | batch: norm of the mask head")
 
     # detect
+    images: str | None = _help(None, "folder that the file names of a COCO file start from (default: where its first image is found: beside the file, or in images/)")
+    detect_masks: bool = _help(True, "learn masks where all objects have one (Mask R-CNN), else boxes alone (Faster R-CNN)")
+    detect_width: int = _help(256, "channels of the feature pyramid and of the heads for boxes and masks")
+    detect_norm: str = _help("batch", "batch | frozen: batch norms of the encoder learn their statistics, or keep those of the training images (for batches below 8)")
 
     strict: bool = _help(False, "stop at an unreadable file instead of leaving it out")
     bootstrap: int = _help(2000, "draws of the intervals")
@@ -144,7 +148,9 @@ class FinetuneConfig:
         self._require("head_norm", self.head_norm in ("group", "batch"), "group | batch")
 
     def _check_detect(self) -> None:
-        """Ranges of the block `detect`."""
+        self._require("detect_width", self.detect_width >= 16 and self.detect_width % 8 == 0, "a multiple of 8, at least 16")
+        self._require("detect_norm", self.detect_norm in ("batch", "frozen"), "batch | frozen")
+        self._require("images", self.images is None or self.task == "detect", f"left out of task {self.task}")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
