@@ -84,13 +84,13 @@ def test_masks_of_val_and_everything_of_test_are_not_needed(tmp_path: Path) -> N
 
 def test_localizers_learn_and_the_second_call_finds_everything_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = write_set(tmp_path)
-    report = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=FitSettings(steps=30, batch=6), device="cpu")
+    report = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=FitSettings(steps=45, batch=6), device="cpu")
     assert report.dice > 0.8 and "supervised region source" in str(report)
     meta = json.loads((tmp_path / "out" / "regions.json").read_text())["meta"]
     assert meta["source"]["kind"] == "supervised region source" and meta["source"]["cross-fitted"] and meta["source"]["parts"] == 2
     assert meta["localizer"].startswith("crossfit v") and "p00" not in json.dumps(meta)
     monkeypatch.setattr(crossfit, "fit_localizer", None)
-    again = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=FitSettings(steps=30, batch=6), device="cpu")
+    again = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=FitSettings(steps=45, batch=6), device="cpu")
     assert again.dice == report.dice and again.facts == report.facts
     with pytest.raises(DataError, match="got those of others"):
         crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=QUICK)
