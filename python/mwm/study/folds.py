@@ -7,6 +7,7 @@
 | 0.csv, 1.csv, …  | the rows of the source index with `split` set to train, val or test (or `unlabelled`); all other columns as they were |
 | 0.pretrain.csv … | the train rows and the unlabelled rows of that fold, all with split `train`: what pre-training, pixel statistics and localizers may see |
 | images/ …        | copies of the images and masks under their own relative names, so that names, ids, masks and crops are those of the source |
+| leaks.csv        | near-identical images of different patients, if there are any; these patients are kept together |
 | folds.json       | settings, and images and patients per fold, part and class |
 """
 
@@ -22,15 +23,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mwm.data import DataError
-from mwm.data.table import Row, read_table
+from mwm.data.table import Row
 from mwm.study.errors import StudyError
+from mwm.study.index import UNLABELLED, Indexed, index_path, merge_patients, read_index
+from mwm.study.leaks import alike_patients, write_pairs
 from mwm.study.partition import partition
 from mwm.train.checkpoint import write_text
 
 PARTS = ("train", "val", "test")
-UNLABELLED = "unlabelled"
 _FEW = 5  # patients of a class below which a data set is only described
 
 
@@ -46,6 +49,7 @@ class Folds:
         counts: Per fold: part -> class -> {"images", "patients"}, and part `unlabelled` -> {"images", "patients"}.
         patients: Patients of each class, all folds.
         patients_known: Whether every row names its patient; where not, an image is its own patient.
+        merged: Patients that share a near-identical image with another and are therefore counted as one with it.
         descriptive: Whether a class has fewer than five patients: then nothing can be inferred, only described.
         seed: Of the folds.
     """
@@ -57,61 +61,9 @@ class Folds:
     counts: tuple[dict, ...]
     patients: dict[str, int]
     patients_known: bool
+    merged: int
     descriptive: bool
     seed: int
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """An index CSV with all of its columns: what mwm reads of a row, and the raw cells."""
-
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    cells: tuple[dict[str, str], ...]
-
-    def unit(self, k: int) -> str:
-        """Patient of row k; the image itself where the patient is not known."""
-        return self.rows[k].patient or f"image {self.rows[k].file}#{self.rows[k].frame or ''}"
-
-
-def read_index(index: str | Path, *, labels: Sequence[str] | None = None, subset: str | None = None) -> Indexed:
-    """Read an index CSV and keep some of its rows.
-
-    Args:
-        index: The CSV, or a folder that holds an index.csv.
-        labels: Classes to keep; rows of other classes are left out, rows without a label stay.
-        subset: Value of the column `subset` to keep.
-
-    Raises:
-        StudyError: a label or subset does not occur, or there are no rows.
-        DataError: it is no index CSV, or a path leaves its folder.
-    """
-    path = Path(index)
-    path = path / "index.csv" if path.is_dir() else path
-    if not path.is_file():
-        raise StudyError(f"study: data must be an index CSV or a folder with index.csv, got {path}, which is not there. Check the path.")
-    rows = read_table(path, path.parent.resolve())
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = tuple(reader.fieldnames or ())
-        cells = [{name: cells.get(name) or "" for name in columns} for cells in reader]
-    pairs = list(zip(rows, cells, strict=True))
-    if subset is not None:
-        present = sorted({c.get("subset", "") for c in cells} - {""})
-        _must_occur("subset", subset, present)
-        pairs = [(row, c) for row, c in pairs if c.get("subset", "") == subset]
-    if labels is not None:
-        present = sorted({row.label for row, _ in pairs if row.label})
-        for label in labels:
-            _must_occur("labels", label, present)
-        pairs = [(row, c) for row, c in pairs if row.label is None or row.label in labels]
-    return Indexed(columns, tuple(row for row, _ in pairs), tuple(c for _, c in pairs))
-
-
-def _must_occur(field: str, value: str, present: Sequence[str]) -> None:
-    if value not in present:
-        near = difflib.get_close_matches(value, present, 1, 0.6)
-        raise StudyError(f"study: {field} must occur in the index, got {value!r}{f'; is it {near[0]!r}?' if near else '.'} It has {', '.join(present[:8]) or 'none'}.")
 
 
 def assign(data: Indexed, *, folds: int | str = 5, seed: int = 0, val_share: float = 0.2) -> tuple[list[list[str]], bool]:
@@ -133,6 +85,44 @@ def assign(data: Indexed, *, folds: int | str = 5, seed: int = 0, val_share: flo
     Raises:
         StudyError: fewer than two classes, or a class with too few patients.
     """
+    table = _tally(data, folds)
+    units, counts, number = table.units, table.counts, table.folds
+    position = {unit: p for p, unit in enumerate(units)}
+    tested = partition(counts, (1 / number,) * number, seed=seed)
+    splits = []
+    for fold in range(number):
+        part = np.array(["train"] * len(units), dtype=object)
+        part[tested == fold] = "test"
+        rest = np.flatnonzero(tested != fold)
+        inner = partition(counts[rest], (val_share, 1 - val_share), seed=[seed, fold])
+        part[rest[inner == 0]] = "val"
+        for name in PARTS:
+            lacking = [table.classes[c] for c in np.flatnonzero(counts[part == name].sum(0) == 0)]
+            if lacking:
+                raise StudyError(f"study: every class must have patients in {name} of every fold, got none of {lacking[0]!r} in fold {fold}. "
+                                 "Take fewer folds, or leave the class out with labels.")
+        column = [""] * len(data.rows)
+        for k in table.rows:
+            column[k] = part[position[data.unit(k)]]
+        for k in set(range(len(data.rows))) - set(table.rows):
+            where = position.get(data.unit(k))
+            column[k] = UNLABELLED if where is None or part[where] == "train" else ""
+        splits.append(column)
+    return splits, bool((counts > 0).sum(0).min() < _FEW)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Labelled rows, classes, patients, images [P, K] and the number of folds."""
+
+    rows: list[int]
+    classes: list[str]
+    units: list[str]
+    counts: NDArray
+    folds: int
+
+
+def _tally(data: Indexed, folds: int | str) -> _Tally:
     labelled = [k for k, row in enumerate(data.rows) if row.label and (row.split or "").lower() != UNLABELLED]
     classes = sorted({data.rows[k].label for k in labelled})
     if len(classes) < 2:
@@ -149,32 +139,15 @@ def assign(data: Indexed, *, folds: int | str = 5, seed: int = 0, val_share: flo
         near = difflib.get_close_matches(classes[rarest], [c for c in classes if c != classes[rarest]], 1, 0.8)
         raise StudyError(f"study: folds must be a number from 3 to the patients of the rarest class, or fit, got {folds!r} with {owners[rarest]} patients of "
                          f"{classes[rarest]!r}{f' (is that a typing error for {near[0]!r}?)' if near else ''}. Take fewer folds, or leave the class out with labels.")
-    tested = partition(counts, (1 / number,) * number, seed=seed)
-    splits = []
-    for fold in range(number):
-        part = np.array(["train"] * len(units), dtype=object)
-        part[tested == fold] = "test"
-        rest = np.flatnonzero(tested != fold)
-        inner = partition(counts[rest], (val_share, 1 - val_share), seed=[seed, fold])
-        part[rest[inner == 0]] = "val"
-        for name in PARTS:
-            lacking = [classes[c] for c in np.flatnonzero(counts[part == name].sum(0) == 0)]
-            if lacking:
-                raise StudyError(f"study: every class must have patients in {name} of every fold, got none of {lacking[0]!r} in fold {fold}. "
-                                 "Take fewer folds, or leave the class out with labels.")
-        column = [""] * len(data.rows)
-        for k in labelled:
-            column[k] = part[position[data.unit(k)]]
-        for k in set(range(len(data.rows))) - set(labelled):
-            where = position.get(data.unit(k))
-            column[k] = UNLABELLED if where is None or part[where] == "train" else ""
-        splits.append(column)
-    return splits, bool(owners.min() < _FEW)
+    return _Tally(labelled, classes, units, counts, number)
 
 
 def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = None, folds: int | str = 5, seed: int = 0, labels: Sequence[str] | None = None,
-                subset: str | None = None, val_share: float = 0.2) -> Folds:
+                subset: str | None = None, val_share: float = 0.2, merge_alike: bool = True, progress: bool = False) -> Folds:
     """Make the folds of a data set below `out`/folds/; a second call with the same settings changes nothing.
+
+    Patients that share a near-identical image (one scan under two names, or in two classes) are made one patient first: the
+    column `patient` of the folds then names both, and leaks.csv lists the images.
 
     Args:
         index_csv: Index CSV of the data set, or its folder. Only read.
@@ -182,18 +155,23 @@ def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = No
         name: Of the data set; by default the name of its folder.
         folds, seed, val_share: As in `assign`.
         labels, subset: As in `read_index`.
+        merge_alike: Whether to look for near-identical images.
+        progress: Show a bar.
 
     Raises:
         StudyError: as `assign` and `read_index`; other folds than now are already there; or an image is missing.
         DataError: it is no index CSV.
     """
-    path = Path(index_csv)
-    path = path / "index.csv" if path.is_dir() else path
+    path = index_path(index_csv)
     data = read_index(path, labels=labels, subset=subset)
-    splits, descriptive = assign(data, folds=folds, seed=seed, val_share=val_share)
+    _tally(data, folds)  # refuses before anything is copied or compared
     name = name or path.resolve().parent.name
     folder = Path(out) / "folds" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    _copy(data.rows, path.parent, folder)
+    pairs, clusters = alike_patients(data, path.parent, progress=progress) if merge_alike else ([], {})
+    data = merge_patients(data, clusters)
+    splits, descriptive = assign(data, folds=folds, seed=seed, val_share=val_share)
+    write_pairs(folder / "leaks.csv", data, pairs)
     paths, pretrain, counts = [], [], []
     for fold, column in enumerate(splits):
         rows = [(cells, split) for cells, split in zip(data.cells, column, strict=True) if split]
@@ -201,11 +179,10 @@ def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = No
         seen = [(cells, "train") for cells, split in rows if split in ("train", UNLABELLED)]
         pretrain.append(_write_once(folder / f"{fold}.pretrain.csv", _text(data.columns, seen)))
         counts.append(_count(data, column))
-    _copy(data.rows, path.parent, folder)
     classes = tuple(sorted({row.label for row, split in zip(data.rows, splits[0], strict=True) if split in PARTS}))
     patients = {c: len({data.unit(k) for k, row in enumerate(data.rows) if row.label == c and splits[0][k] in PARTS}) for c in classes}
     known = all(row.patient for row, split in zip(data.rows, splits[0], strict=True) if split in PARTS)
-    result = Folds(name, tuple(paths), tuple(pretrain), classes, tuple(counts), patients, known, descriptive, seed)
+    result = Folds(name, tuple(paths), tuple(pretrain), classes, tuple(counts), patients, known, len(clusters), descriptive, seed)
     facts = {**asdict(result), "paths": [p.name for p in paths], "pretrain": [p.name for p in pretrain], "labels": labels and list(labels), "subset": subset}
     write_text(folder / "folds.json", json.dumps(facts, indent=1) + "\n")
     return result
