@@ -25,9 +25,10 @@ def config(run: Path, data: Path, out: Path, **changes) -> FinetuneConfig:
                               "lr": 3e-3, "layer_decay": 1.0, "device": "cpu"} | changes))
 
 
-@pytest.mark.parametrize("linear_probe", [True, False])
-def test_drawn_classes_are_learnt_and_results_are_complete(linear_probe: bool, run: Path, index: Path, tmp_path: Path) -> None:
-    out = finetune(config(run, index, tmp_path / "out", linear_probe=linear_probe), command="mwm finetune …")
+@pytest.mark.parametrize(("way", "extra"), [({}, set()), ({"linear_probe": True}, {"probe.safetensors"}), ({"knn": True}, {"knn.safetensors"}),
+                                            ({"mixup": 0.2, "label_smoothing": 0.1, "flip": True}, set())], ids=["all", "probe", "knn", "mixed"])
+def test_drawn_classes_are_learnt_and_results_are_complete(way: dict, extra: set[str], run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", **way), command="mwm finetune …")
     report = json.loads((out / "metrics.json").read_text())
     assert report["test"]["auroc"]["value"] > 0.85
     assert report["test"]["images"] == 12
@@ -43,8 +44,8 @@ def test_drawn_classes_are_learnt_and_results_are_complete(linear_probe: bool, r
     assert all(abs(float(row["p_along"]) + float(row["p_across"]) - 1) < 1e-4 for row in rows)
     with Image.open(out / "confusion.png") as picture:
         assert picture.size[0] > 100
-    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.csv", "history.csv", "confusion.png",
-                                               "probe.safetensors" if linear_probe else "model.safetensors"}
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.csv", "history.csv", "confusion.png", "roc.png", "calibration.png", "model.json",
+                                               "model.safetensors"} | extra
 
 
 def test_metrics_hold_no_file_names_and_no_patients(run: Path, index: Path, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_stored_weights_give_the_stored_predictions(run: Path, index: Path, tmp_
     encoder.model.load_state_dict(load_file(str(out / "model.safetensors")))
     images = CaseImages(data.of("test"), decode_cases(data.of("test"), encoder.preprocessing)[0], encoder.preprocessing)
     with torch.no_grad():
-        chances = torch.softmax(encoder.model.eval()(torch.stack([images[k][0] for k in range(len(images))])), 1)
+        chances = torch.softmax(encoder.model.eval()(images.take(torch.arange(len(images)))), 1)
     with (out / "predictions.csv").open() as stream:
         stored = [float(row["p_along"]) for row in csv.DictReader(stream) if row["split"] == "test"]
     assert np.allclose(chances[:, 1].numpy(), stored, atol=1e-4)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig
 from mwm.transfer.labelled import SPLITS, Labelled
 from mwm.transfer.metrics import METRICS, confusion
+from mwm.transfer.stored import StoredModel, write_model
+from mwm.view.calibration import calibration_chart
+from mwm.view.roc import roc_chart
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,22 @@ class Outcome:
     """A fitted classifier's answers.
 
     Attributes:
-        method: "linear probe" or "fine-tuning".
+        method: "fine-tuning", "linear probe" or "k-NN".
         probabilities: By split, [N, K] each.
-        weights: Tensors to store.
-        weights_name: File name for them.
+        weights: Of the network, by its library's names; without a head where the head is among `extra`.
         history: One row per epoch or per setting that was tried.
         chosen: What the val split chose.
+        extra: Further files of tensors that the answers need, by file name.
+        facts: Further numbers that the answers need.
     """
 
     method: str
     probabilities: dict[str, NDArray]
     weights: dict[str, Tensor]
-    weights_name: str
     history: list[dict[str, float]]
     chosen: dict[str, Any]
+    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def open_results(out: Path, *, overwrite: bool) -> None:
@@ -114,10 +119,23 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         (temporary / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
         _write_predictions(temporary / "predictions.csv", data, outcome)
         write_history(temporary / "history.csv", outcome.history)
+        truth, probabilities = np.array([case.label for case in test]), outcome.probabilities["test"]
         view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
-        metadata = {"format": "pt", "encoder": encoder.name, "classes": json.dumps(list(data.classes)), "mwm_version": mwm.__version__, "task": config.task}
-        save_file(outcome.weights, str(temporary / outcome.weights_name), metadata=metadata)
+        view.save(roc_chart(truth, probabilities, data.classes, notes=_areas(figures["test"], data.classes)).image(), temporary / "roc.png")
+        view.save(calibration_chart(truth, probabilities).image(), temporary / "calibration.png")
+        stored = StoredModel(config.task, outcome.method, encoder.name, data.classes, encoder.preprocessing, outcome.facts)
+        write_model(temporary, stored, outcome.weights if config.store_weights else None)
+        for name, tensors in outcome.extra.items() if config.store_weights else ():
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(temporary / name))
         skipped.write(temporary / "skipped.csv")
+
+
+def _areas(figures: dict[str, Any], classes: tuple[str, ...]) -> list[str]:
+    """Legend of the ROC curves: the area with its interval for two classes."""
+    if len(classes) != 2 or figures["auroc"]["low"] is None:
+        return []
+    area = figures["auroc"]
+    return ["", f"AUROC {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"]
 
 
 def _by_class(data: Labelled, split: str) -> dict[str, int]:

@@ -1,0 +1,97 @@
+"""What every task does before it trains: read the list, decode the images once, refuse leaks, draw the share of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mwm.data import ReadSettings, SkippedFiles
+from mwm.data.likeness import alike, thumbnail
+from mwm.transfer.config import FinetuneConfig, TransferError
+from mwm.transfer.fractions import keep_fraction, unit
+from mwm.transfer.images import LEVELS, decode_cases
+from mwm.transfer.labelled import SPLITS, Labelled, read_labelled
+from mwm.transfer.start import Start, open_start
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked data and where to start.
+
+    Attributes:
+        start: The network and its preprocessing; `start.encoder(num_classes)` builds it.
+        data: Cases and notes.
+        decoded: Images by name, int16 [C, H, W] in 0 … LEVELS.
+        skipped: Files that cannot be read.
+    """
+
+    start: Start
+    data: Labelled
+    decoded: dict[str, Tensor]
+    skipped: SkippedFiles
+
+
+def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
+    """Read and check the data of a task.
+
+    Args:
+        config: What to do.
+        need: What the task learns from: label, mask or boxes.
+
+    Raises:
+        TransferError: the data do not fit the task, or leak from one split into another.
+    """
+    start = open_start(config)
+    data = read_labelled(config.data, need=need, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
+                         allow_leak=config.allow_leak, settings=ReadSettings.from_dict(start.preprocessing.read))
+    data = replace(data, notes=(*data.notes, *start.notes))
+    decoded, skipped = decode_cases(data.cases, start.preprocessing, strict=config.strict, progress=config.progress, workers=config.workers)
+    data = data.keep(decoded)
+    data = replace(data, notes=(*data.notes, *leaks(data, decoded, allow=config.allow_leak)))
+    start = start.fed(decoded, data.of("train"))
+    if config.label_fraction < 1:
+        data = _few(data, config)
+    if config.progress:
+        counts = ", ".join(f"{len(data.of(split))} {split}" for split in SPLITS)
+        print(f"{start.name}: {len(data.classes)} classes ({', '.join(data.classes)}), {counts} images")
+        for note in data.notes:
+            print(f"note: {note}")
+    return Prepared(start, data, decoded, skipped)
+
+
+def leaks(data: Labelled, decoded: Mapping[str, Tensor], *, allow: bool) -> list[str]:
+    """Refuse near-identical images in two splits, or note them where they are allowed.
+
+    Args:
+        data: With splits.
+        decoded: Images by name, int16 [C, H, W].
+        allow: Note instead of refusing.
+
+    Raises:
+        TransferError: with the number of pairs and the first of them.
+    """
+    small = {split: torch.from_numpy(np.stack([thumbnail(decoded[case.record.name].float() / LEVELS) for case in data.of(split)])).numpy() if data.of(split) else
+             np.empty((0, 32, 32)) for split in SPLITS}
+    found = [(a, b, pair) for a, b in (("train", "test"), ("train", "val"), ("val", "test")) for pair in alike(small[a], small[b]).tolist()]
+    if not found:
+        return []
+    a, b, (i, j) = found[0]
+    if not allow:
+        raise TransferError(f"finetune: images of two splits must differ, got {len(found)} near-identical pairs (the first: {data.of(a)[i].record.name} in {a}, "
+                            f"{data.of(b)[j].record.name} in {b}). Put both into one split, remove one, or add --allow-leak.")
+    return [f"LEAK allowed: {len(found)} pairs of near-identical images lie in two splits; figures of the test are too good."]
+
+
+def _few(data: Labelled, config: FinetuneConfig) -> Labelled:
+    train = data.of("train")
+    kept = keep_fraction(train, config.label_fraction, seed=config.seed)
+    ids = {case.record.id for case in kept}
+    cases = tuple(case for case in data.cases if case.split != "train" or case.record.id in ids)
+    what = "patients" if data.patients_known else "images"
+    note = (f"Labels of {len({unit(c) for c in kept})} of {len({unit(c) for c in train})} training {what} are used (label_fraction {config.label_fraction}, seed {config.seed}); "
+            "the val split is whole.")
+    return replace(data, cases=cases, notes=(*data.notes, note))
