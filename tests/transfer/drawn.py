@@ -12,9 +12,10 @@ SIZE = 32
 
 
 def draw(rng: np.random.Generator, label: str) -> Image.Image:
-    """A noisy square picture; the classes differ in the direction of their stripes."""
+    """A noisy square picture on a cloudy ground, so that no two are near-identical; the classes differ in the direction of their stripes."""
     stripes = np.sin(np.arange(SIZE) * 1.3 + rng.uniform(0, 6))
-    picture = 120 + 60 * (np.tile(stripes, (SIZE, 1)) if label == "along" else np.tile(stripes[:, None], (1, SIZE))) + rng.normal(0, 12, (SIZE, SIZE))
+    clouds = np.asarray(Image.fromarray(rng.uniform(-70, 70, (9, 9)).astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    picture = 120 + 50 * (np.tile(stripes, (SIZE, 1)) if label == "along" else np.tile(stripes[:, None], (1, SIZE))) + clouds + rng.normal(0, 12, (SIZE, SIZE))
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 

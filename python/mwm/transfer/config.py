@@ -11,6 +11,12 @@ TASKS = ("classify", "segment", "detect")
 PRECISIONS = ("fp32", "bf16", "fp16")
 #: Fields that may differ between a run and its continuation: they change place, speed or looks, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "device", "progress", "strict", "run", "data", "store_weights"})
+#: What epochs, patience, batch_size and lr are where they are not given.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "classify": {"epochs": 30, "patience": 8, "batch_size": 32, "lr": 3e-4},
+    "segment": {"epochs": 40, "patience": 10, "batch_size": 16, "lr": 5e-4},
+    "detect": {"epochs": 40, "patience": 10, "batch_size": 8, "lr": 2e-4},
+}
 
 
 class TransferError(ValueError):
@@ -19,6 +25,10 @@ class TransferError(ValueError):
 
 def _help(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def _by_task(name: str) -> str:
+    return ", ".join(f"{values[name]:g} {task}" for task, values in DEFAULTS.items())
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,11 @@ class FinetuneConfig:
     label_fraction: float = _help(1.0, "share of the training patients whose labels are used; drawn by patient, smaller shares inside larger ones")
     allow_leak: bool = _help(False, "go on where a patient or a near-identical image is in two splits; the results say so")
 
-    epochs: int = _help(30, "most epochs of training")
-    patience: int = _help(8, "stop after this many epochs without a better validation figure")
-    batch_size: int = _help(32, "images per step; fewer where the training images are few: an eighth of them, but at least 8")
-    lr: float = _help(3e-4, "learning rate of the head and the last layers")
+    epochs: int | None = _help(None, f"most epochs of training (default: {_by_task('epochs')})")
+    patience: int | None = _help(None, f"stop after this many epochs without a better validation figure (default: {_by_task('patience')})")
+    batch_size: int | None = _help(None, f"images per step (default: {_by_task('batch_size')}; classify takes fewer where the training images are few: an eighth of "
+                                         "them, but at least 8)")
+    lr: float | None = _help(None, f"learning rate of the head and the last layers (default: {_by_task('lr')})")
     layer_decay: float = _help(0.75, "factor on the learning rate from one stage to the one before it")
     weight_decay: float = _help(0.05, "AdamW weight decay")
     warmup_epochs: float = _help(1.0, "epochs of linear warm-up, at most a fifth of all")
@@ -98,6 +109,9 @@ class FinetuneConfig:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if isinstance(self.image_size, list):
             object.__setattr__(self, "image_size", tuple(self.image_size))
+        for name, value in DEFAULTS.get(self.task, {}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         self._check()
         self._check_classify()
         self._check_segment()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mwm.data import ReadSettings, Record, read_list
+from mwm.data import MaskFolder, ReadSettings, Record, read_list
 from mwm.transfer.config import TransferError
 
 SPLITS = ("train", "val", "test")
@@ -71,8 +71,8 @@ class Labelled:
         return replace(self, cases=tuple(cases), notes=(*self.notes, note))
 
 
-def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str] | None = None, val_share: float = 0.2, test_share: float = 0.25,
-                  seed: int = 0, allow_leak: bool = False, settings: ReadSettings | None = None) -> Labelled:
+def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str] | None = None, masks: str | Path | None = None, val_share: float = 0.2,
+                  test_share: float = 0.25, seed: int = 0, allow_leak: bool = False, settings: ReadSettings | None = None) -> Labelled:
     """Read a folder-per-class tree or an index CSV; no patient ends in two splits.
 
     Args:
@@ -81,6 +81,7 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
         need: What the task learns from. "label": images without one are left out, and every split must hold every class. "mask", "boxes":
             any image counts, also one without a class, mask or box; classes only spread over the splits that are made here.
         labels: Labels to keep; None keeps all.
+        masks: Folder of masks that are found by the names of the images, where the list has none.
         val_share: Share of the training patients for a val split where there is none.
         test_share: Share of all patients for a test split where there is none.
         seed: Of the splits that are made here.
@@ -92,7 +93,7 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
     """
     path = Path(data)
     index = path / "index.csv" if path.is_dir() and (path / "index.csv").is_file() else path
-    rows = _from_index(index, settings, need) if index.is_file() else _from_folders(path, settings) if need == "label" else _from_index(path, settings, need)
+    rows = _from_folders(path, settings) if need == "label" and not index.is_file() else _from_index(index, settings, need, masks)
     notes = []
     if labels is not None:
         absent = sorted(set(labels) - {label for _, label, _ in rows})
@@ -113,6 +114,23 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
         raise TransferError(f"finetune: DATA must hold at least two classes, got only {classes[0]!r}. Add the images of another class.")
     cases = [Case(record, classes.index(label) if label else -1, str(record.patient or ""), _SPLIT_WORDS.get((split or "").lower(), ""), record.mask,
                   list(record.boxes) or None) for record, label, split in rows]
+    return complete_splits(cases, classes, need=need, val_share=val_share, test_share=test_share, seed=seed, allow_leak=allow_leak, notes=notes)
+
+
+def complete_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "label", val_share: float = 0.2, test_share: float = 0.25, seed: int = 0,
+                    allow_leak: bool = False, notes: Sequence[str] = ()) -> Labelled:
+    """Make the splits that are missing, by patient, and check all of them.
+
+    Args:
+        cases: With their splits, or "" where there are none yet.
+        classes: Names; a label is an index into them.
+        need, val_share, test_share, seed, allow_leak: As in `read_labelled`.
+        notes: What was noted before.
+
+    Raises:
+        TransferError: some images have a split and others none, or the splits do not pass `check_splits`.
+    """
+    cases, classes, notes = list(cases), tuple(classes), list(notes)
     unsplit = sum(not case.split for case in cases)
     if unsplit and unsplit < len(cases):
         raise TransferError(f"finetune: split must be given for all images or for none, got {unsplit} of {len(cases)} without one. Fill the column.")
@@ -130,8 +148,11 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
     return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes), need)
 
 
-def _from_index(path: Path, settings: ReadSettings | None, need: str) -> list[tuple[Record, str, str]]:
-    records = read_list(path, settings=settings)
+def _from_index(path: Path, settings: ReadSettings | None, need: str, masks: str | Path | None = None) -> list[tuple[Record, str, str]]:
+    records = list(read_list(path, settings=settings))
+    if masks is not None:
+        folder = MaskFolder(masks)
+        records = [replace(record, mask=record.mask or folder.find(record)) for record in records]
     if need != "label" and not any(getattr(record, need) for record in records):
         wanted = "paths of masks" if need == "mask" else "JSON lists of boxes"
         raise TransferError(f"finetune: {path.name} must have a column `{need}` with {wanted}, got none. Give an index CSV that has it.")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mwm.data import ReadSettings, SkippedFiles
-from mwm.data.likeness import alike, thumbnail
+from mwm.data.signature import look_alikes, signature
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.fractions import keep_fraction, unit
-from mwm.transfer.images import LEVELS, decode_cases
+from mwm.transfer.images import LEVELS, decode_cases, threads
 from mwm.transfer.labelled import SPLITS, Labelled, read_labelled
 from mwm.transfer.start import Start, open_start
 
@@ -53,8 +53,7 @@ def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
     data = data.keep(decoded)
     data = replace(data, notes=(*data.notes, *leaks(data, decoded, allow=config.allow_leak)))
     start = start.fed(decoded, data.of("train"))
-    if config.label_fraction < 1:
-        data = _few(data, config)
+    data = few_labels(data, config)
     if config.progress:
         counts = ", ".join(f"{len(data.of(split))} {split}" for split in SPLITS)
         print(f"{start.name}: {len(data.classes)} classes ({', '.join(data.classes)}), {counts} images")
@@ -74,19 +73,23 @@ def leaks(data: Labelled, decoded: Mapping[str, Tensor], *, allow: bool) -> list
     Raises:
         TransferError: with the number of pairs and the first of them.
     """
-    small = {split: torch.from_numpy(np.stack([thumbnail(decoded[case.record.name].float() / LEVELS) for case in data.of(split)])).numpy() if data.of(split) else
-             np.empty((0, 32, 32)) for split in SPLITS}
-    found = [(a, b, pair) for a, b in (("train", "test"), ("train", "val"), ("val", "test")) for pair in alike(small[a], small[b]).tolist()]
+    cases = data.cases
+    with ThreadPoolExecutor(threads(0)) as pool:
+        signatures = list(pool.map(lambda case: signature(decoded[case.record.name].float() / LEVELS), cases))
+    found = look_alikes(np.stack(signatures), [unit(case) for case in cases], [case.split for case in cases])
     if not found:
         return []
-    a, b, (i, j) = found[0]
+    first, second = cases[found[0].first], cases[found[0].second]
     if not allow:
-        raise TransferError(f"finetune: images of two splits must differ, got {len(found)} near-identical pairs (the first: {data.of(a)[i].record.name} in {a}, "
-                            f"{data.of(b)[j].record.name} in {b}). Put both into one split, remove one, or add --allow-leak.")
+        raise TransferError(f"finetune: images of two splits must differ, got {len(found)} near-identical pairs (the first: {first.record.name} in {first.split}, "
+                            f"{second.record.name} in {second.split}). Put both into one split, remove one, or add --allow-leak.")
     return [f"LEAK allowed: {len(found)} pairs of near-identical images lie in two splits; figures of the test are too good."]
 
 
-def _few(data: Labelled, config: FinetuneConfig) -> Labelled:
+def few_labels(data: Labelled, config: FinetuneConfig) -> Labelled:
+    """The data with the labels of a share of the training patients (`label_fraction`) and a note that says so; the other training images are left out."""
+    if config.label_fraction >= 1:
+        return data
     train = data.of("train")
     kept = keep_fraction(train, config.label_fraction, seed=config.seed)
     ids = {case.record.id for case in kept}
