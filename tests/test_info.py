@@ -33,7 +33,7 @@ def test_info_names_every_op_and_gives_a_reason_for_every_gap(text: str) -> None
 
 
 def test_info_lists_localizers_and_policies(text: str) -> None:
-    assert "clipseg, maps, tiny" in text and "region, uniform" in text
+    assert "clipseg, edges, maps, threshold, tiny" in text and "region, uniform" in text
 
 
 def test_info_takes_no_further_words(capsys: pytest.CaptureFixture[str]) -> None:

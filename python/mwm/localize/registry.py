@@ -11,12 +11,16 @@ from mwm.localize.protocol import Localizer
 
 _LOCALIZERS = {
     "clipseg": "mwm.localize.clipseg:ClipsegLocalizer",
+    "edges": "mwm.localize.edges:EdgesLocalizer",
     "maps": "mwm.localize.maps:MapsLocalizer",
+    "threshold": "mwm.localize.threshold:ThresholdLocalizer",
     "tiny": "mwm.localize.tiny:TinyLocalizer",
 }
 _SUMMARIES = {
     "clipseg": "any text; any CLIPSeg checkpoint, by hub name or local folder (--checkpoint)",
+    "edges": "no text: where the image has many strong edges; a baseline",
     "maps": "no text: masks that you have, in a folder (--checkpoint) or the mask column of an index CSV",
+    "threshold": "body or lungs by Otsu's threshold, no learning; a baseline, and where air ends",
     "tiny": "offline, a small vocabulary (--vocabulary): lungs in X-ray and CT, tumours in brain MRI",
 }
 
@@ -28,7 +32,7 @@ def list_localizers() -> list[str]:
 
 def describe_localizers() -> str:
     """One line per localizer: what `mwm localize --list` prints."""
-    return "\n".join(f"{name:8} {_SUMMARIES[name]}" for name in list_localizers())
+    return "\n".join(f"{name:10} {_SUMMARIES[name]}" for name in list_localizers())
 
 
 def create_localizer(name: str, *, checkpoint: str | Path | None = None, device: Any = None, **settings: Any) -> Localizer:
