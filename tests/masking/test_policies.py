@@ -27,6 +27,7 @@ SETTINGS = {
     "uniform overall": ("uniform", {"overall": 0.6}),
     "uniform match": ("uniform", {"match": ("region", {"high": 0.8, "low": 0.4, "empty_share": 0.5})}),
     "uniform match overall": ("uniform", {"match": ("region", {"overall": 0.45})}),
+    "foreground": ("foreground", {"match": ("region", {"high": 0.8, "low": 0.4, "empty_share": 0.5})}),  # with its second map in test_foreground.py
 }
 
 

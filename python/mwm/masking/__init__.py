@@ -7,7 +7,8 @@ worker process.
 
 from __future__ import annotations
 
-from mwm.masking.coverage import RegionSurvey, inside_grid, stack_inside, survey_regions
+from mwm.masking.coverage import RegionSurvey, inside_grid, split_maps, stack_inside, survey_regions
+from mwm.masking.foreground import ForegroundPolicy
 from mwm.masking.policy import MaskRequest, Policy
 from mwm.masking.region import PRESETS, RegionPolicy
 from mwm.masking.registry import create_policy, list_policies, policy_from_dict
@@ -16,6 +17,7 @@ from mwm.masking.uniform import UniformPolicy
 
 __all__ = [
     "PRESETS",
+    "ForegroundPolicy",
     "MaskRequest",
     "Policy",
     "RegionPolicy",
@@ -28,6 +30,7 @@ __all__ = [
     "list_policies",
     "policy_from_dict",
     "region_statistics",
+    "split_maps",
     "stack_inside",
     "survey_regions",
 ]

@@ -28,6 +28,20 @@ def check_grid(grid: Any, name: str) -> tuple[int, int]:
     return height, width
 
 
+def split_maps(region: Any, name: str = "masking") -> tuple[Any, Tensor | None]:
+    """Region and foreground of what a data set gives: [B, …] → itself and None; [B, 2, …] → both.
+
+    Raises:
+        ValueError: there is another number of maps.
+    """
+    if not isinstance(region, Tensor) or region.ndim != 4:
+        return region, None
+    if region.shape[1] != 2:
+        raise ValueError(f"{name}: region must be [B, H, W], or [B, 2, H, W] with the foreground as the second map, got {list(region.shape)}. "
+                         "Drop the channel dimension.")
+    return region[:, 0], region[:, 1]
+
+
 def inside_grid(region: Tensor, grid: tuple[int, int], *, min_cover: float = MIN_COVER, name: str = "masking") -> tuple[Tensor, Tensor | None]:
     """Bring regions to the patch grid.
 
@@ -85,7 +99,8 @@ def survey_regions(regions: Iterable[Tensor], grid: tuple[int, int], *, min_cove
     """Read the regions of a data set one by one; only their patch grids stay in memory.
 
     Args:
-        regions: Regions in [0, 1]. float [H, W] each; sizes may differ as long as each divides into the grid
+        regions: Regions in [0, 1]. float [H, W] each, or [2, H, W] of which the first map is read; sizes may differ as long as each divides
+            into the grid
         grid: Patches along height and width.
         min_cover: Covered share from which a patch counts as region.
 
@@ -95,7 +110,7 @@ def survey_regions(regions: Iterable[Tensor], grid: tuple[int, int], *, min_cove
     grid = check_grid(grid, "survey_regions")
     grids, shares = [], []
     for region in regions:
-        inside, share = inside_grid(region[None], grid, min_cover=min_cover, name="survey_regions")
+        inside, share = inside_grid(split_maps(region[None], "survey_regions")[0], grid, min_cover=min_cover, name="survey_regions")
         grids.append(inside)
         shares.append(inside.double() if share is None else share)
     if not grids:

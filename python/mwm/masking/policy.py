@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mwm.masking.coverage import MIN_COVER, check_grid, inside_grid
+from mwm.masking.coverage import MIN_COVER, check_grid, inside_grid, split_maps
 
 _ID_LIMIT = 2**32
 
@@ -27,6 +27,7 @@ class MaskRequest:
         ids: Image ids in [0, 2^32). int64 [B]
         epoch: Epoch, from 0.
         view: Number of the view of the same image in the same epoch, from 0.
+        foreground: Patches that are not air, where the caller gave a second map. bool [B, Gh, Gw], or None
     """
 
     grid: tuple[int, int]
@@ -34,6 +35,7 @@ class MaskRequest:
     ids: Tensor
     epoch: int
     view: int = 0
+    foreground: Tensor | None = None
 
     @property
     def patches(self) -> int:
@@ -61,6 +63,7 @@ class Policy(abc.ABC):
         Args:
             region: Region of each image, in [0, 1]. float [B, H, W]; or the patches that are region, as `inside`
                 returns them (what a data-loader worker sends). bool [B, Gh, Gw]. None for policies that read no region.
+                With a dimension more, [B, 2, …], the second map is the foreground (what is not air); only "foreground" reads it.
             grid: Patches along height and width, (Gh, Gw).
             seed: Seed of the run.
             ids: Image ids in [0, 2^32). integer [B]
@@ -81,7 +84,10 @@ class Policy(abc.ABC):
                               _whole(epoch, "epoch", self.name), _whole(view, "view", self.name))
         inside = share = None
         if region is not None and self.needs_region:
+            region, foreground = split_maps(region, self.name)
             inside, share = inside_grid(region, grid, min_cover=self.min_cover, name=self.name)
+            if foreground is not None and self.needs_foreground:
+                request = dataclasses.replace(request, foreground=inside_grid(foreground, grid, min_cover=self.min_cover, name=self.name)[0])
             if inside.shape[0] != request.ids.shape[0]:
                 raise ValueError(f"{self.name}: ids must be [B] with B = {inside.shape[0]} (the regions), got {request.ids.shape[0]} ids. Pass one id per image.")
         return self.draw(inside, share, request)
@@ -108,14 +114,20 @@ class Policy(abc.ABC):
         """Whether the masks depend on the region."""
         return True
 
+    @property
+    def needs_foreground(self) -> bool:
+        """Whether the masks depend on a second map, that of what is not air."""
+        return False
+
     def visible(self, grid: tuple[int, int]) -> int | None:
         """Number of visible patches per image where it is the same for every image, else None."""
         check_grid(grid, self.name)
         return None
 
     def inside(self, region: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The patches that are region: all that the policy reads of a region. float [B, H, W] → bool [B, Gh, Gw]"""
-        return inside_grid(region, check_grid(grid, self.name), min_cover=self.min_cover, name=self.name)[0]
+        """The patches that are region: all that the policy reads of a region. float [B, H, W] → bool [B, Gh, Gw], or [B, 2, …] → [B, 2, …]"""
+        maps = [inside_grid(one, check_grid(grid, self.name), min_cover=self.min_cover, name=self.name)[0] for one in split_maps(region, self.name) if one is not None]
+        return torch.stack(maps, 1) if len(maps) > 1 else maps[0]
 
     def mean_share(self, inside: Tensor) -> float:
         """Mean expected hidden share of the images whose region is not empty.

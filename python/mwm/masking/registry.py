@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from mwm.masking.foreground import ForegroundPolicy
 from mwm.masking.policy import Policy
 from mwm.masking.region import RegionPolicy
 from mwm.masking.uniform import UniformPolicy
 
 _POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (
+    ForegroundPolicy,
     RegionPolicy,
     UniformPolicy,
 )}
