@@ -51,7 +51,7 @@ def test_a_run_leaves_an_encoder_and_everything_that_tells_how_it_came_about(con
     assert set(loaded.load_state_dict(load_file(run / "model.safetensors"), strict=False).missing_keys) == {"fc.weight", "fc.bias"}
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("cache", ["ram", "disk", "device"])
 def test_a_cache_of_decoded_images_changes_no_number(cache: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     short = {**settings, "epochs": 2, "panel_every": 0}

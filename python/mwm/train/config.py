@@ -54,7 +54,7 @@ class PretrainConfig:
     read: dict[str, Any] = _help(None, "further settings of mwm.data.ReadSettings")
     crop_scale: tuple[float, float] = _help((1.0, 1.0), "area of the random crop, as shares of the image; 1 1 = none")
     flip: bool = _help(True, "flip half of the images left to right")
-    cache: str | None = _help(None, "keep decoded images in ram | disk")
+    cache: str | None = _help(None, "keep decoded images in ram | disk | device (small data sets: no loader between them and the GPU)")
     strict: bool = _help(False, "stop at an unreadable file instead of skipping it")
 
     mask: str = _help("auto", "region | uniform | matched (uniform, as many patches as region would hide) | auto: region where there are regions or a prompt")
@@ -213,7 +213,7 @@ def _check(config: PretrainConfig) -> None:
                          f"The nearest image_size that fits is {fit}.")
     need(config.channels is None or whole(config.channels, 1), "channels", "a positive whole number")
     need(len(config.crop_scale) == 2 and 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1, "crop_scale", "two shares 0 < low <= high <= 1")
-    need(config.cache in (None, "ram", "disk"), "cache", "ram or disk")
+    need(config.cache in (None, "ram", "disk", "device"), "cache", "ram, disk or device")
     need(config.mask in MASKS, "mask", " | ".join(MASKS))
     need(config.mask not in ("region", "matched") or config.regions or config.prompt, "mask", "uniform without regions and prompt",
          "Add regions (--regions FOLDER) or a prompt (--prompt TEXT).")

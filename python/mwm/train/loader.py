@@ -126,6 +126,11 @@ def one_sentence(error: Exception) -> str:
     return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for what the device does."""
+    return x.to(device) if device.type != "cuda" or x.device.type == "cuda" else x.pin_memory().to(device, non_blocking=True)
+
+
 def _collate(samples: list[Any]) -> Batch:
     images, active, ids, epochs = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.stack(active), torch.tensor(ids, dtype=torch.int64), epochs[0])

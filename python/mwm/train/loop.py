@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from mwm.train.build import build_model
 from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError
 from mwm.train.distributed import World
 from mwm.train.export import export
-from mwm.train.loader import BatchOrder, MaskedViews, create_loader, one_sentence
+from mwm.train.loader import Batch, BatchOrder, MaskedViews, create_loader, one_sentence, to_device
 from mwm.train.logs import RunLogs
 from mwm.train.optim import Schedule, create_optimizer
 from mwm.train.panel import write_panel
 from mwm.train.prepare import Prepared, list_images, prepare
+from mwm.train.resident import ResidentViews
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -113,9 +114,7 @@ class _Trainer:
     def _train(self) -> None:
         config = self.config
         batches = BatchOrder(**self.order, start=self.step, rank=self.world.rank, world_size=self.world.size)
-        preprocessing = self.prepared.preprocessing
-        views = MaskedViews(self.prepared.source(), self.prepared.transform(), preprocessing.normalise, self.prepared.policy, config.grid, config.seed)
-        loader = create_loader(views, batches, workers=config.workers, device=self.world.device)
+        loader = self._loader(batches)
         visible = self.prepared.policy.visible(config.grid)
         saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)
         bar = tqdm(total=self.schedule.steps * self.prepared.batch, initial=self.step * self.prepared.batch, unit="img", desc="pretrain",
@@ -138,19 +137,29 @@ class _Trainer:
                     saved_at = time.monotonic()
         self._save()
 
+    def _loader(self, order: BatchOrder) -> Iterable[Batch]:
+        """The batches of the rest of the run."""
+        prepared, config, device = self.prepared, self.config, self.world.device
+        if config.cache == "device":
+            return ResidentViews(prepared.source(), prepared.transform(), prepared.preprocessing, prepared.policy, config.grid, config.seed, device,
+                                 workers=config.workers).batches(order)
+        views = MaskedViews(prepared.source(), prepared.transform(), prepared.preprocessing.normalise, prepared.policy, config.grid, config.seed)
+        return create_loader(views, order, workers=config.workers, device=device)
+
     def _step(self, batch: Any, visible: int | None) -> torch.Tensor:
         """One optimizer step; returns [loss, gradient norm, hidden, patches, flat hidden, all hidden error, flat error]."""
         device, config = self.world.device, self.config
         torch.manual_seed(((config.seed * 1_000_003 + self.step) * 4099 + self.world.rank) % 2**63)
         self.schedule.apply(self.optimizer, self.step)
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        active = batch.active if visible is None or device.type == "cpu" else batch.active.to(device, non_blocking=True)
+        active = batch.active if visible is None or device.type == "cpu" else to_device(batch.active, device)
         half = _AUTOCAST[config.precision]
         with random_state(seed=config.seed, ids=batch.ids, epoch=batch.epoch, view=0), torch.autocast(device.type, half, enabled=half is not None):
             terms = self.wrapped(images, active, visible=visible, reduction="sum")
-        sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden,
-                            (~batch.active).sum().to(terms.hidden), terms.hidden.new_tensor(batch.active.numel())])
-        total, counted, flat_total, flat_hidden, hidden, patches = distributed.sum_over_ranks(sums.double(), self.world)
+        patches = torch.stack([(~batch.active).sum(), torch.tensor(batch.active.numel())]).double()
+        sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden]).double()
+        sums = torch.cat([sums, to_device(patches, device)])
+        total, counted, flat_total, flat_hidden, hidden, patches = distributed.sum_over_ranks(sums, self.world)
         loss = terms.total * (self.world.size / counted.clamp(min=1)).to(terms.total.dtype)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -166,7 +166,8 @@ def read_settings(config: PretrainConfig) -> ReadSettings:
 
 def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     """Images and regions, read and resized, not augmented."""
-    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=config.cache, channels=config.channels)
+    cache = None if config.cache == "device" else config.cache
+    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=cache, channels=config.channels)
 
 
 def _uncached(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
