@@ -24,7 +24,7 @@ from mwm.transfer.detect_objects import coco_truth
 from mwm.transfer.detect_results import write_detection
 from mwm.transfer.fit import autocast, fit, pick_device
 from mwm.transfer.images import epoch_rows
-from mwm.transfer.prepare import leaks
+from mwm.transfer.prepare import few_labels, leaks
 from mwm.transfer.probe import recalibrate_batchnorm
 from mwm.transfer.pyramid import pyramid_groups, pyramid_of
 from mwm.transfer.start import open_start
@@ -47,10 +47,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     pixels = {name: scene.image for name, scene in scenes.items()}
     data = data.keep(scenes)
     data = replace(data, notes=(*data.notes, *leaks(data, pixels, allow=config.allow_leak)))
-    if config.label_fraction < 1:
-        from mwm.transfer.prepare import few_labels
-
-        data = few_labels(data, config)
+    data = few_labels(data, config)
     data, masks = check_objects(data, scenes, masks=config.detect_masks)
     start = start.fed(pixels, data.of("train"))
     sets = {split: SceneBatches([scenes[case.record.name] for case in data.of(split)], data.classes, start.preprocessing, device, masks=masks)

@@ -14,7 +14,7 @@ from mwm.transfer.coco import CocoImage, read_coco
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.detect_images import Scene
 from mwm.transfer.detect_objects import Objects, objects_of_case, objects_of_coco
-from mwm.transfer.labelled import SPLITS, Case, Labelled, read_labelled
+from mwm.transfer.labelled import SPLITS, Case, Labelled, complete_splits, read_labelled
 
 Describe = Callable[[Case, tuple[int, int]], Objects]
 
@@ -27,7 +27,7 @@ def read_detection(config: FinetuneConfig, settings: ReadSettings) -> tuple[Labe
     """The images of DATA with their splits, and how to find the objects of each.
 
     Args:
-        config: Of which data, images, labels, shares, seed and allow_leak are used.
+        config: Of which data, images, masks, labels, shares, seed and allow_leak are used.
         settings: How images are read.
 
     Raises:
@@ -37,12 +37,12 @@ def read_detection(config: FinetuneConfig, settings: ReadSettings) -> tuple[Labe
     files = coco_files(path)
     if files:
         return _from_coco(config, path, files)
-    index = path / "index.csv" if path.is_dir() else path
-    if not index.is_file():
+    index = path / "index.csv" if (path / "index.csv").is_file() else path
+    if not index.is_file() and config.masks is None:
         raise TransferError(f"finetune: DATA must be an index CSV, a COCO JSON, or a folder that holds index.csv or COCO files such as train.json, got {path}.")
     need = "boxes" if any(record.boxes for record in read_list(index, settings=settings)) else "mask"
     data = read_labelled(index, need=need, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
-                         allow_leak=config.allow_leak, settings=settings)
+                         allow_leak=config.allow_leak, masks=config.masks, settings=settings)
     names = data.classes
     return data, lambda case, size: objects_of_case(case, size, settings, names[case.label] if case.label >= 0 else "")
 
@@ -109,15 +109,9 @@ def _from_coco(config: FinetuneConfig, path: Path, files: Sequence[tuple[str, Pa
             raise TransferError(f"finetune: split of {image.file} must be train, val or test, got {split!r}. Correct it.")
         images[record.name] = image if len(known) == len(image.labels) else _only(image, names)
         cases.append(Case(record, min(known, default=-1), image.patient, _SPLIT_NAMES.get(word, "")))
-    data = _complete(config, cases, names, notes)
+    data = complete_splits(cases, names, need="boxes", val_share=config.val_share, test_share=config.test_share, seed=config.seed, allow_leak=config.allow_leak,
+                           notes=notes)
     return data, lambda case, size: objects_of_coco(images[case.record.name], size)
-
-
-def _complete(config: FinetuneConfig, cases: list[Case], names: Sequence[str], notes: Sequence[str]) -> Labelled:
-    from mwm.transfer.labelled import complete_splits
-
-    return complete_splits(cases, tuple(names), need="boxes", val_share=config.val_share, test_share=config.test_share, seed=config.seed,
-                           allow_leak=config.allow_leak, notes=notes)
 
 
 def _images_of(file: Path) -> Path:
