@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -95,8 +95,9 @@ def crossfit_regions(
     """
     began = time.monotonic()
     out, refinement, read = Path(out).expanduser(), refinement or RefineSettings(), read or ReadSettings()
-    sided = parse_prompt(prompt) in ("left_lung", "right_lung")
-    settings = settings or FitSettings(mirror=not sided)
+    settings = settings or FitSettings()
+    if parse_prompt(prompt) in ("left_lung", "right_lung"):
+        settings = replace(settings, mirror=False)
     if "test" in others:
         raise DataError("crossfit: others must leave out test, whose images no arm sees before the end.")
     records = [r for r in read_list(fold, root=root, settings=read) if r.split == "train" or r.split in others]
