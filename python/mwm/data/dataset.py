@@ -29,7 +29,8 @@ _LEVELS = np.float32(65535)
 class PretrainDataset(Dataset):
     """Images and regions of a list.
 
-    An item is a dict: image float32 [C, H, W] in [0, 1]; region float32 [H, W] in [0, 1], zeros where no regions are read; id; index.
+    An item is a dict: image float32 [C, H, W] in [0, 1]; region float32 [H, W] in [0, 1], zeros where no regions are read (with `foreground`
+    [2, H, W]: the region, then what is not air); id; index.
     A key is an index, or (epoch, index), of which crops and flips are a pure function: workers hold no state, so neither their
     number nor the moment a run was interrupted matters. Images are kept in steps of 1/65535, whether cached or not, so that caching
     changes no number.
@@ -38,6 +39,7 @@ class PretrainDataset(Dataset):
         records: The images.
         settings: How they are read.
         regions: A folder of `mwm localize`, a folder of masks, "masks" for the CSV's column, a store, maps by id, or None.
+        foreground: The same for a second map, that of what is not air.
         transform: `JointTransform`, or None for images at `settings.size`.
         channels: Grey ↔ colour conversion; None keeps the file's.
         seed: Of the transform.
@@ -52,17 +54,19 @@ class PretrainDataset(Dataset):
 
     def __init__(self, records: Sequence[Record], settings: ReadSettings | None = None, regions: str | Path | RegionStore | Mapping[int, Tensor] | None = None,
                  transform: Callable[..., tuple[Tensor, Tensor]] | None = None, *, channels: int | None = None, seed: int = 0, view: int = 0,
-                 cache: str | Path | None = None) -> None:
+                 cache: str | Path | None = None, foreground: str | Path | RegionStore | Mapping[int, Tensor] | None = None) -> None:
         self.records, self.settings, self.transform = list(records), settings or ReadSettings(), transform
         self.channels, self.seed, self.view = channels, seed, view
         self._ram = RamCache(len(self.records)) if str(cache) == "ram" else None
         self.cache_folder = None if cache is None or self._ram is not None else default_cache_folder() if str(cache) == "disk" else Path(cache).expanduser()
         self.regions = None if regions is None else open_regions(regions)
+        self.foreground = None if foreground is None else open_regions(foreground)
         self._digests: dict[int, str] = {}
-        if self.regions is not None:
-            for sentence in warn_of_other_settings(self.regions, self.settings):
-                warnings.warn(sentence, stacklevel=2)
-            self._check_regions(regions)
+        for store, source in ((self.regions, regions), (self.foreground, foreground)):
+            if store is not None:
+                for sentence in warn_of_other_settings(store, self.settings):
+                    warnings.warn(sentence, stacklevel=2)
+                self._check_regions(store, source)
         if self._ram is not None and self.settings.size is not None and channels is not None:
             self._ram.prepare((channels, *self.settings.size))
 
@@ -80,16 +84,18 @@ class PretrainDataset(Dataset):
         record = self.records[index]
         values, stored, spacing = self._image(index)
         image = torch.from_numpy(values.astype(np.float32) / _LEVELS)
-        region = self._region(record, (image.shape[1], image.shape[2]), stored, spacing)
+        region = self._region(self.regions, record, (image.shape[1], image.shape[2]), stored, spacing)
+        if self.foreground is not None:
+            region = torch.stack([region, self._region(self.foreground, record, (image.shape[1], image.shape[2]), stored, spacing)])
         if self.transform is not None:
             image, region = self.transform(image, region, seed=self.seed, id=record.id, epoch=epoch, view=self.view)
         return {"image": image, "region": region, "id": record.id, "index": index}
 
-    def _region(self, record: Record, size: tuple[int, int], stored: tuple[int, int], spacing: tuple[float, float] | None) -> Tensor:
+    def _region(self, store: RegionStore | None, record: Record, size: tuple[int, int], stored: tuple[int, int], spacing: tuple[float, float] | None) -> Tensor:
         """The region through the same steps as its image. float32 [H, W]"""
-        if self.regions is None:
+        if store is None:
             return torch.zeros(size)
-        region = self.regions.region(record, self.settings)
+        region = store.region(record, self.settings)
         if region is None:
             raise MissingRegion(f"{record.name} has no region. Run mwm localize on it, or add a mask of its name.")
         region = match_size(region, stored, f"that of {record.name}")
@@ -126,16 +132,16 @@ class PretrainDataset(Dataset):
         spacing = (float(facts[2]), float(facts[3])) if facts[2] > 0 else None
         return values, (int(facts[0]), int(facts[1])), spacing
 
-    def _check_regions(self, source: Any) -> None:
+    def _check_regions(self, store: RegionStore, source: Any) -> None:
         """Refuse regions of other images at once, not after an hour; a single image without one is left out later."""
-        if self.records and not any(self.regions.has(record) for record in self.records):
+        if self.records and not any(store.has(record) for record in self.records):
             shown = str(source) if isinstance(source, (str, Path)) else type(source).__name__
             raise DataError(f"regions: {shown!r} must hold regions of these images, got none that belongs to one of the {len(self.records)}. "
                             "Paths relative to IMAGES must be those that mwm localize saw; or name masks like their images.")
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Stack items: image [B, C, H, W], region [B, H, W], id and index int64 [B].
+    """Stack items: image [B, C, H, W], region [B, H, W] or [B, 2, H, W], id and index int64 [B].
 
     Raises:
         DataError: the images differ in size or channels.

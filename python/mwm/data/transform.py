@@ -62,20 +62,20 @@ class JointTransform:
 
         Args:
             image: float [C, H, W].
-            region: float [H, W], or None.
+            region: float [H, W], or several maps [n, H, W], or None.
             seed: In [0, 2⁶⁴).
             id: Of the image, in [0, 2³²).
             epoch: From 0.
             view: Number of the view of the image within the epoch.
 
         Returns:
-            Image [C, *size] and region [*size], contiguous.
+            Image [C, *size] and region [*size] or [n, *size], contiguous.
 
         Raises:
             DataError: image and region differ in size.
         """
         height, width = image.shape[-2:]
-        if region is not None and tuple(region.shape) != (height, width):
+        if region is not None and (tuple(region.shape[-2:]) != (height, width) or region.ndim > 3):
             raise DataError(f"transform: region must be [{height}, {width}] as its image, got {list(region.shape)}.")
         top, left, h, w, flipped = self.box(height, width, seed=seed, id=id, epoch=epoch, view=view)
 
@@ -83,4 +83,7 @@ class JointTransform:
             x = resize(x[:, top : top + h, left : left + w], self.size)
             return (x.flip(-1) if flipped else x).contiguous()
 
-        return move(image), None if region is None else move(region[None])[0].clamp_(0, 1)  # rounding may leave 1 by one ulp
+        if region is None:
+            return move(image), None
+        moved = move(region.reshape(-1, height, width)).clamp_(0, 1)  # rounding may leave 1 by one ulp
+        return move(image), moved.view(*region.shape[:-2], *self.size)

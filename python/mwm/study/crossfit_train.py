@@ -27,7 +27,7 @@ class FitSettings:
         mirror: Whether half of the views are flipped left to right, and maps averaged with those of the mirror image. Off for prompts that tell sides.
     """
 
-    steps: int = 400
+    steps: int = 600
     batch: int = 16
     lr: float = 2.5e-3
     weight_decay: float = 0.02
