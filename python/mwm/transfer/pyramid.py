@@ -173,6 +173,19 @@ class SegmentationNetwork(nn.Module):
         return self.head(self.encoder(images), images.shape[-2:])
 
 
+def mask_network(encoder: Encoder, outputs: int, *, width: int = 64, norm: str = "group") -> SegmentationNetwork:
+    """An encoder's pyramid with a fresh head.
+
+    Args:
+        encoder: Loaded, or of random weights.
+        outputs: Classes and background.
+        width: Channels of the head.
+        norm: Of the head: "group" or "batch".
+    """
+    pyramid = pyramid_of(encoder)
+    return SegmentationNetwork(pyramid, PyramidHead(pyramid.channels, outputs, width=width, norm=norm))
+
+
 def pyramid_groups(encoder: nn.Module, heads: nn.Module, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
     """Groups for AdamW: the heads learn at `lr`, each stage of the encoder `layer_decay` times slower than the next; norms and biases do not decay.
 
