@@ -84,10 +84,12 @@ class RegionSurvey:
     Attributes:
         inside: Patches that are region. bool [N, Gh, Gw]
         share: Covered share of every patch. float64 [N, Gh, Gw]
+        foreground: Patches that are not air, where there is a second map. bool [N, Gh, Gw], or None
     """
 
     inside: Tensor
     share: Tensor
+    foreground: Tensor | None = None
 
     @property
     def area(self) -> Tensor:
@@ -99,7 +101,7 @@ def survey_regions(regions: Iterable[Tensor], grid: tuple[int, int], *, min_cove
     """Read the regions of a data set one by one; only their patch grids stay in memory.
 
     Args:
-        regions: Regions in [0, 1]. float [H, W] each, or [2, H, W] of which the first map is read; sizes may differ as long as each divides
+        regions: Regions in [0, 1]. float [H, W] each, or [2, H, W] with the foreground as second map; sizes may differ as long as each divides
             into the grid
         grid: Patches along height and width.
         min_cover: Covered share from which a patch counts as region.
@@ -108,14 +110,17 @@ def survey_regions(regions: Iterable[Tensor], grid: tuple[int, int], *, min_cove
         Patches and covered shares of every region, in the order given.
     """
     grid = check_grid(grid, "survey_regions")
-    grids, shares = [], []
+    grids, shares, fores = [], [], []
     for region in regions:
-        inside, share = inside_grid(split_maps(region[None], "survey_regions")[0], grid, min_cover=min_cover, name="survey_regions")
+        region, foreground = split_maps(region[None], "survey_regions")
+        inside, share = inside_grid(region, grid, min_cover=min_cover, name="survey_regions")
+        if foreground is not None:
+            fores.append(inside_grid(foreground, grid, min_cover=min_cover, name="survey_regions")[0])
         grids.append(inside)
         shares.append(inside.double() if share is None else share)
     if not grids:
         return RegionSurvey(torch.zeros((0, *grid), dtype=torch.bool), torch.zeros((0, *grid), dtype=torch.float64))
-    return RegionSurvey(torch.cat(grids), torch.cat(shares))
+    return RegionSurvey(torch.cat(grids), torch.cat(shares), torch.cat(fores) if fores else None)
 
 
 def stack_inside(regions: Iterable[Tensor], grid: tuple[int, int], policy: Any = None) -> Tensor:

@@ -94,7 +94,9 @@ def region_statistics(
     if bool((n_in == 0).any()) and _lacks_share(policy, inside):
         policy = policy.with_empty_share(policy.mean_share(inside))
     parts = [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
-    hidden = torch.cat([~policy.draw(inside[part], survey.share[part], MaskRequest(grid, seed, ids[part], epoch)) for part in parts])
+    fore = survey.foreground if policy.needs_foreground else None
+    hidden = torch.cat([~policy.draw(inside[part], survey.share[part], MaskRequest(grid, seed, ids[part], epoch, foreground=None if fore is None else fore[part]))
+                        for part in parts])
     found = n_in > 0
     patches = grid[0] * grid[1]
     few = ((n_in < FEW) | (survey.area < FEW)).double().mean().item()

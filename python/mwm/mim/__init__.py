@@ -2,7 +2,7 @@
 
 from mwm.mim.decoder import Decoder
 from mwm.mim.densify import Densify
-from mwm.mim.loss import RECOMMENDED_MIN_STD, LossTerms, masked_patch_loss
+from mwm.mim.loss import RECOMMENDED_MIN_STD, LossTerms, divisor, masked_patch_loss
 from mwm.mim.model import MaskedImageModel
 
-__all__ = ["RECOMMENDED_MIN_STD", "Decoder", "Densify", "LossTerms", "MaskedImageModel", "masked_patch_loss"]
+__all__ = ["RECOMMENDED_MIN_STD", "Decoder", "Densify", "LossTerms", "MaskedImageModel", "divisor", "masked_patch_loss"]

@@ -20,12 +20,14 @@ RECOMMENDED_MIN_STD = 0.05
 class LossTerms(NamedTuple):
     """Sums over a batch from which the loss, also over several processes, and its logs follow.
 
-    A patch's error is its squared error averaged over pixels and channels. `total / hidden` is the loss.
+    A patch's error is its squared error averaged over pixels and channels. `total / hidden` is the loss. Where patches have weights, an error
+    is multiplied by its patch's weight, and `hidden` is the sum of the weights: the weights in the loss are w / mean(w), whose mean over the hidden patches
+    that count (of all images and processes of the batch) is 1.
 
     Attributes:
-        total: sum of the errors of the hidden patches that count. Carries the graph. []
-        hidden: number of hidden patches that count. []
-        flat_total: sum of the errors of the hidden near-constant patches, whether they count or not. []
+        total: sum of the (weighted) errors of the hidden patches that count. Carries the graph. []
+        hidden: number of hidden patches that count, or the sum of their weights. []
+        flat_total: sum of the (weighted) errors of the hidden near-constant patches, whether they count or not. []
         flat_hidden: number of hidden near-constant patches, whether they count or not. []
     """
 
@@ -35,8 +37,13 @@ class LossTerms(NamedTuple):
     flat_hidden: Tensor
 
     def mean(self) -> Tensor:
-        """The loss: mean error over the hidden patches that count; 0 where there is none. []"""
-        return self.total / self.hidden.clamp(min=1)
+        """The loss: (weighted) mean error over the hidden patches that count; 0 where there is none. []"""
+        return self.total / divisor(self.hidden)
+
+
+def divisor(hidden: Tensor) -> Tensor:
+    """What a sum of errors is divided by: the number of patches or sum of weights, 1 where that is 0."""
+    return torch.where(hidden > 0, hidden, 1)
 
 
 def split_patches(images: Tensor, patch_size: int) -> Tensor:
@@ -71,7 +78,7 @@ def patch_moments(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_size: int, min_std: float = 0.0) -> LossTerms:
+def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_size: int, min_std: float = 0.0, weight: Tensor | None = None) -> LossTerms:
     """Squared error against per-patch-normalised pixels, summed over the hidden patches.
 
     error[b, i, j] = mean over pixels and channels of (predicted - (image - mean) / sqrt(variance + 1e-6))^2, with the
@@ -84,13 +91,15 @@ def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_s
         active: bool, True = visible. [B, Gh, Gw]
         patch_size: edge of a patch, pixels.
         min_std: patches whose standard deviation is below are left out; 0 keeps all (the paper).
+        weight: how much each patch counts, at least 0, relative to the others; None, or the same everywhere: all alike. A
+            weight of 1 everywhere gives the bits of None where no kernel is used. float [B, Gh, Gw]
 
     Returns:
         The sums; `LossTerms.mean()` is the loss.
 
     Source: Mask What Matters (arXiv 2509.23054), method; per-patch targets after MAE (arXiv 2111.06377), §4.
     """
-    if _fused(predicted, images):
+    if weight is None and _fused(predicted, images):
         flat_std = min_std or RECOMMENDED_MIN_STD
         return LossTerms(*patch_loss(predicted, images, active, patch_size, min_std=min_std, flat_std=flat_std, eps=EPSILON).unbind())
     kind = torch.promote_types(torch.float32, images.dtype)
@@ -102,7 +111,11 @@ def masked_patch_loss(predicted: Tensor, images: Tensor, active: Tensor, patch_s
     flat = ~active & (deviation < (min_std or RECOMMENDED_MIN_STD))
     counted = ~active & (deviation >= min_std)
     zero = error.new_zeros(())
-    return LossTerms(torch.where(counted, error, zero).sum(), counted.sum().to(kind),
+    if weight is not None:
+        weight = weight.to(error)
+        error = error * weight
+    number = counted.sum().to(kind) if weight is None else torch.where(counted, weight, zero).sum()
+    return LossTerms(torch.where(counted, error, zero).sum(), number,
                      torch.where(flat, error.detach(), zero).sum(), flat.sum().to(kind))
 
 
@@ -113,19 +126,20 @@ def _fused(predicted: Tensor, images: Tensor) -> bool:
     return has_kernel("patch_loss", predicted)
 
 
-def hidden_patch_loss(predicted: Tensor, patches: Tensor, min_std: float = 0.0) -> LossTerms:
+def hidden_patch_loss(predicted: Tensor, patches: Tensor, min_std: float = 0.0, weight: Tensor | None = None) -> LossTerms:
     """`masked_patch_loss` where only the hidden patches are at hand: the same sums, to rounding.
 
     Args:
         predicted: the decoder's output at the hidden patches. [T, C, p, p]
         patches: the same patches of the images. [T, C, p, p]
         min_std: as in `masked_patch_loss`.
+        weight: of each of these patches. float [T]
 
     Returns:
         The sums; `LossTerms.mean()` is the loss.
     """
     hidden = torch.zeros((len(patches), 1, 1), dtype=torch.bool, device=patches.device)
-    return masked_patch_loss(predicted, patches, hidden, patches.shape[-1], min_std)
+    return masked_patch_loss(predicted, patches, hidden, patches.shape[-1], min_std, None if weight is None else weight.view(-1, 1, 1))
 
 
 def restore_patches(predicted: Tensor, images: Tensor, active: Tensor, patch_size: int) -> Tensor:

@@ -91,7 +91,8 @@ class MaskedImageModel(nn.Module):
         self.densify.to(device=like.device, dtype=like.dtype)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, active: Tensor, *, visible: int | None = None, reduction: str = "mean") -> Tensor | LossTerms:
+    def forward(self, images: Tensor, active: Tensor, *, visible: int | None = None, reduction: str = "mean",
+                weight: Tensor | None = None) -> Tensor | LossTerms:
         """The loss of one batch.
 
         Args:
@@ -99,6 +100,7 @@ class MaskedImageModel(nn.Module):
             active: bool, True = visible. [B, Gh, Gw] with Gh = H / patch_size, Gw = W / patch_size
             visible: visible patches per image where constant (`policy.visible(grid)`); spares a GPU sync.
             reduction: "mean", the loss; "sum", the `LossTerms` it is made of (for several processes).
+            weight: how much each hidden patch counts in the loss, at least 0, relative to the others. float [B, Gh, Gw]
 
         Returns:
             Scalar, float32 also under autocast; 0 where nothing is hidden. []
@@ -108,12 +110,17 @@ class MaskedImageModel(nn.Module):
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'MaskedImageModel: reduction must be "mean" or "sum", got {reduction!r}.')
+        if weight is not None:
+            self._check_weight(weight, active)
+            weight = weight.to(images.device)
         if self.decode == "hidden":
             tiles, plan = self._predict_tiles(images, active, visible)
-            terms = hidden_patch_loss(tiles, pack_tiles(images, plan), self.min_std)
+            if weight is not None:
+                weight = weight[tuple(plan.coords.long().unbind(1))]
+            terms = hidden_patch_loss(tiles, pack_tiles(images, plan), self.min_std, weight)
         else:
             predicted = self.predict(images, active, visible=visible)
-            terms = masked_patch_loss(predicted, images, active.to(predicted.device), self.patch_size, self.min_std)
+            terms = masked_patch_loss(predicted, images, active.to(predicted.device), self.patch_size, self.min_std, weight)
         return terms.mean() if reduction == "mean" else terms
 
     def predict(self, images: Tensor, active: Tensor, *, visible: int | None = None) -> Tensor:
@@ -175,6 +182,14 @@ class MaskedImageModel(nn.Module):
         if active.dtype != torch.bool or list(active.shape) != grid:
             raise ValueError(f"MaskedImageModel: active must be bool {grid} for images {list(images.shape)} and patch_size "
                              f"{self.patch_size}, got {active.dtype} {list(active.shape)}.")
+
+
+    def _check_weight(self, weight: Tensor, active: Tensor) -> None:
+        if not weight.is_floating_point() or weight.shape != active.shape:
+            raise ValueError(f"MaskedImageModel: weight must be float {list(active.shape)} as active, got {weight.dtype} {list(weight.shape)}.")
+        looked_at = weight.device.type == "cpu" and not torch.compiler.is_compiling()  # a look at a GPU's would wait for it
+        if looked_at and not bool((weight >= 0).all()):
+            raise ValueError("MaskedImageModel: weight must be at least 0 everywhere, got a negative value or NaN.")
 
 
 def _as_list(maps: object) -> list[Packed]:

@@ -13,10 +13,10 @@ from typing import Any
 OPTIMIZERS = ("lamb", "adamw")
 PRECISIONS = ("fp32", "bf16", "fp16")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-MASKS = ("auto", "region", "uniform", "matched")
+MASKS = ("auto", "region", "uniform", "matched", "foreground")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "threads", "panel_every", "panel_images", "log_every",
-                            "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "localizer_checkpoint"})
+                            "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "foreground", "localizer_checkpoint"})
 
 
 class TrainError(ValueError):
@@ -41,6 +41,7 @@ class PretrainConfig:
     out: str = _help("", "folder of the run; must not exist, unless overwrite or resume")
     encoder: str = _help("resnet50", 'a timm name, or "torchvision/NAME"')
     regions: str | None = _help(None, "folder of regions (made by `mwm localize`) or of masks with the images' names; or masks: the column mask of the index CSV")
+    foreground: str | None = _help(None, "folder of the maps of what is not air, for --mask foreground: mwm localize --localizer threshold --prompt body")
     prompt: str | None = _help(None, "what to mask more, in words; localized before training")
     localizer: str = _help("tiny", "name of the localizer that reads the prompt")
     localizer_checkpoint: str | None = _help(None, "folder or hub name of the localizer's weights")
@@ -57,12 +58,15 @@ class PretrainConfig:
     cache: str | None = _help(None, "keep decoded images in ram | disk | device (small data sets: no loader between them and the GPU)")
     strict: bool = _help(False, "stop at an unreadable file instead of skipping it")
 
-    mask: str = _help("auto", "region | uniform | matched (uniform, as many patches as region would hide) | auto: region where there are regions or a prompt")
+    mask: str = _help("auto", "region | uniform | matched (uniform, as many patches as region would hide) | foreground (the same, air last) | auto: region "
+                      "where there are regions or a prompt")
     mask_ratio: float | None = _help(None, "share of patches that is hidden: uniform (default 0.6), or overall for region")
     high: float | None = _help(None, "share hidden inside the region (default 0.8)")
     low: float | None = _help(None, "share hidden outside the region (default 0.4)")
     min_cover: float = _help(0.25, "covered share from which a patch counts as region")
     empty: str = _help("mean", "images with an empty region: mean (hide the others' mean share) | low | error")
+
+    region_weight: float = _help(1.0, "how much a hidden patch inside the region counts in the loss, relative to the others; the mean weight is 1")
 
     patch_size: int = _help(32, "edge of the patch that is hidden as a unit, pixels")
     decoder_width: int = _help(768, "channels of the decoder at the deepest stride")
@@ -95,7 +99,7 @@ class PretrainConfig:
     progress: bool = _help(True, "show the progress bar")
 
     def __post_init__(self) -> None:
-        for name in ("images", "out", "regions"):
+        for name in ("images", "out", "regions", "foreground"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if self.read is not None and not isinstance(self.read, dict):
@@ -119,7 +123,12 @@ class PretrainConfig:
     @property
     def masks_regions(self) -> bool:
         """Whether the policy looks at regions."""
-        return self.mask in ("region", "matched") or (self.mask == "auto" and (self.regions is not None or self.prompt is not None))
+        return self.mask in ("region", "matched", "foreground") or (self.mask == "auto" and (self.regions is not None or self.prompt is not None))
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether regions are read, by the policy or for the loss."""
+        return self.masks_regions or self.region_weight != 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to config.yaml."""
@@ -215,8 +224,12 @@ def _check(config: PretrainConfig) -> None:
     need(len(config.crop_scale) == 2 and 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1, "crop_scale", "two shares 0 < low <= high <= 1")
     need(config.cache in (None, "ram", "disk", "device"), "cache", "ram, disk or device")
     need(config.mask in MASKS, "mask", " | ".join(MASKS))
-    need(config.mask not in ("region", "matched") or config.regions or config.prompt, "mask", "uniform without regions and prompt",
+    need(config.mask not in ("region", "matched", "foreground") or config.regions or config.prompt, "mask", "uniform without regions and prompt",
          "Add regions (--regions FOLDER) or a prompt (--prompt TEXT).")
+    need((config.mask == "foreground") == (config.foreground is not None), "foreground", "given with mask foreground, and only there",
+         "Make it with mwm localize --localizer threshold --prompt body.")
+    need(real(config.region_weight, 0) and config.region_weight > 0, "region_weight", "a positive number")
+    need(config.region_weight == 1 or config.regions or config.prompt, "region_weight", "1 without regions and prompt", "Add regions (--regions FOLDER).")
     for name in ("mask_ratio", "high", "low"):
         need(getattr(config, name) is None or real(getattr(config, name), 0, 1, open_end=True), name, "a share in [0, 1)")
     need(not (config.mask_ratio is not None and config.low is not None and config.masks_regions), "low", "left out together with mask_ratio",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mwm.data import EpochSampler
-from mwm.masking import Policy
+from mwm.masking import Policy, inside_grid, split_maps
 from mwm.train.config import TrainError
 
 
@@ -23,12 +23,14 @@ class Batch(NamedTuple):
         active: True = visible. bool [B, Gh, Gw]
         ids: image ids. int64 [B]
         epoch: from 0.
+        weight: how much a patch counts in the loss. float32 [B, Gh, Gw], or None: all alike
     """
 
     images: Tensor
     active: Tensor
     ids: Tensor
     epoch: int
+    weight: Tensor | None = None
 
 
 class MaskedViews(Dataset):
@@ -41,23 +43,42 @@ class MaskedViews(Dataset):
         policy: draws the masks.
         grid: patches along height and width.
         seed: seed of the run.
+        weigher: `RegionWeigher`, where patches inside the region count more or less in the loss.
     """
 
     def __init__(self, source: Dataset, transform: Callable, normalise: Callable[[Tensor], Tensor], policy: Policy, grid: tuple[int, int],
-                 seed: int) -> None:
+                 seed: int, weigher: RegionWeigher | None = None) -> None:
         self.source, self.transform, self.normalise = source, transform, normalise
-        self.policy, self.grid, self.seed = policy, grid, seed
+        self.policy, self.grid, self.seed, self.weigher = policy, grid, seed, weigher
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
         epoch, index = key
         sample = self.source[index]
         identity = int(sample["id"])
         image, region = self.transform(sample["image"], sample["region"], seed=self.seed, id=identity, epoch=epoch, view=0)
         active = self.policy(region[None] if self.policy.needs_region else None, grid=self.grid, seed=self.seed, ids=torch.tensor([identity]), epoch=epoch)
-        return self.normalise(image), active[0], identity, epoch
+        return self.normalise(image), active[0], identity, epoch, self.weigher(region[None])[0] if self.weigher else None
+
+
+class RegionWeigher:
+    """How much each patch counts in the loss: `weight` inside the region, 1 elsewhere.
+
+    Args:
+        weight: positive.
+        grid: patches along height and width.
+        min_cover: covered share from which a patch is region.
+    """
+
+    def __init__(self, weight: float, grid: tuple[int, int], min_cover: float) -> None:
+        self.weight, self.grid, self.min_cover = weight, grid, min_cover
+
+    def __call__(self, region: Tensor) -> Tensor:
+        """float [B, H, W] or [B, 2, H, W] → float32 [B, Gh, Gw]"""
+        inside, _ = inside_grid(split_maps(region)[0], self.grid, min_cover=self.min_cover, name="region_weight")
+        return torch.where(inside, self.weight, 1.0).to(torch.float32)
 
 
 class BatchOrder(Sampler):
@@ -132,5 +153,5 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _collate(samples: list[Any]) -> Batch:
-    images, active, ids, epochs = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.stack(active), torch.tensor(ids, dtype=torch.int64), epochs[0])
+    images, active, ids, epochs, weights = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(active), torch.tensor(ids, dtype=torch.int64), epochs[0], None if weights[0] is None else torch.stack(weights))

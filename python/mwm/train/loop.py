@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mwm.mim import MaskedImageModel
+from mwm.masking import split_maps
+from mwm.mim import MaskedImageModel, divisor
 from mwm.sparse import random_state
 from mwm.train import checkpoint, distributed, record
 from mwm.train.build import build_model
 from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError
 from mwm.train.distributed import World
 from mwm.train.export import export
-from mwm.train.loader import Batch, BatchOrder, MaskedViews, create_loader, one_sentence, to_device
+from mwm.train.loader import Batch, BatchOrder, MaskedViews, RegionWeigher, create_loader, one_sentence, to_device
 from mwm.train.logs import RunLogs
 from mwm.train.optim import Schedule, create_optimizer
 from mwm.train.panel import write_panel
@@ -140,10 +141,11 @@ class _Trainer:
     def _loader(self, order: BatchOrder) -> Iterable[Batch]:
         """The batches of the rest of the run."""
         prepared, config, device = self.prepared, self.config, self.world.device
+        weigher = RegionWeigher(config.region_weight, config.grid, config.min_cover) if config.region_weight != 1 else None
         if config.cache == "device":
             return ResidentViews(prepared.source(), prepared.transform(), prepared.preprocessing, prepared.policy, config.grid, config.seed, device,
-                                 workers=config.workers).batches(order)
-        views = MaskedViews(prepared.source(), prepared.transform(), prepared.preprocessing.normalise, prepared.policy, config.grid, config.seed)
+                                 workers=config.workers, weigher=weigher).batches(order)
+        views = MaskedViews(prepared.source(), prepared.transform(), prepared.preprocessing.normalise, prepared.policy, config.grid, config.seed, weigher)
         return create_loader(views, order, workers=config.workers, device=device)
 
     def _step(self, batch: Any, visible: int | None) -> torch.Tensor:
@@ -155,12 +157,13 @@ class _Trainer:
         active = batch.active if visible is None or device.type == "cpu" else to_device(batch.active, device)
         half = _AUTOCAST[config.precision]
         with random_state(seed=config.seed, ids=batch.ids, epoch=batch.epoch, view=0), torch.autocast(device.type, half, enabled=half is not None):
-            terms = self.wrapped(images, active, visible=visible, reduction="sum")
+            weight = {} if batch.weight is None else {"weight": to_device(batch.weight, device)}
+            terms = self.wrapped(images, active, visible=visible, reduction="sum", **weight)
         patches = torch.stack([(~batch.active).sum(), torch.tensor(batch.active.numel())]).double()
         sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden]).double()
         sums = torch.cat([sums, to_device(patches, device)])
         total, counted, flat_total, flat_hidden, hidden, patches = distributed.sum_over_ranks(sums, self.world)
-        loss = terms.total * (self.world.size / counted.clamp(min=1)).to(terms.total.dtype)
+        loss = terms.total * (self.world.size / divisor(counted)).to(terms.total.dtype)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -169,7 +172,7 @@ class _Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         everything = total + flat_total if config.min_std else total
-        return torch.stack([total / counted.clamp(min=1), norm.double(), hidden, patches, flat_hidden, everything, flat_total])
+        return torch.stack([total / divisor(counted), norm.double(), hidden, patches, flat_hidden, everything, flat_total])
 
     def _flush(self, since: tuple[float, int]) -> float:
         """Bring the pending rows to the logs; returns the last loss."""
@@ -246,7 +249,7 @@ class _Trainer:
         policy = self.prepared.policy
         active = policy(region if policy.needs_region else None, grid=self.config.grid, seed=self.config.seed, ids=ids, epoch=0)
         write_panel(self.run_folder / "panels" / f"epoch_{epoch:04d}.png", self.model, images, active, self.prepared.preprocessing,
-                    region if policy.needs_region else None)
+                    split_maps(region)[0] if policy.needs_region else None)
 
     def _write_facts(self, status: str) -> None:
         record.write_config(self.run_folder, self.config, self.prepared.resolved)

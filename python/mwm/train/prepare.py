@@ -60,7 +60,7 @@ class Prepared:
         return JointTransform(self.config.size, crop_scale=self.config.crop_scale, flip=self.config.flip)
 
     def samples(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The first images, not augmented: images [n, C, H, W] in [0, 1], regions [n, H, W], ids [n]."""
+        """The first images, not augmented: images [n, C, H, W] in [0, 1], regions [n, H, W] or [n, 2, H, W], ids [n]."""
         source = _uncached(self.config, self.records[:count])
         picked = [source[i] for i in range(len(source))]
         return (torch.stack([s["image"] for s in picked]), torch.stack([s["region"] for s in picked]),
@@ -108,7 +108,7 @@ def list_images(config: PretrainConfig) -> Listed:
     create_policy(config)  # refuses shares that do not go together
     if continues:
         before = PretrainConfig.from_yaml(Path(config.out) / "config.yaml")
-        return Listed(config.replace(regions=before.regions, channels=before.channels), True, records, read_resolved(Path(config.out)))
+        return Listed(config.replace(regions=before.regions, foreground=before.foreground, channels=before.channels), True, records, read_resolved(Path(config.out)))
     return Listed(config.replace(channels=config.channels or _channels(config, records)), False, records, {})
 
 
@@ -128,13 +128,13 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
     if listed.stored:
         return _continued(config, records, listed.stored, world_size)
     localizer = None
-    if config.masks_regions and config.regions is None:
+    if config.reads_regions and config.regions is None:
         if localize is None:
             raise TrainError("pretrain: regions must be given where no localizer is, got a prompt alone. Make them with `mwm localize`, then pass --regions.")
         found = localize(config)
         regions, localizer = found if isinstance(found, tuple) else (found, None)
         config = config.replace(regions=str(regions))
-    if config.masks_regions:
+    if config.reads_regions:
         localizer = localizer or getattr(open_regions(config.regions), "meta", {}).get("localizer")
     policy = create_policy(config)
     seen = survey(_uncached(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=config.strict,
@@ -156,7 +156,7 @@ def create_policy(config: PretrainConfig) -> masking.Policy:
         return masking.create_policy("uniform", mask_ratio=0.6 if config.mask_ratio is None else config.mask_ratio)
     shares = {"overall": config.mask_ratio, "high": config.high, "low": config.low}
     region = masking.create_policy("region", **{k: v for k, v in shares.items() if v is not None}, min_cover=config.min_cover, empty=config.empty)
-    return masking.create_policy("uniform", match=region) if config.mask == "matched" else region
+    return masking.create_policy({"matched": "uniform"}.get(config.mask, config.mask), match=region) if config.mask in ("matched", "foreground") else region
 
 
 def read_settings(config: PretrainConfig) -> ReadSettings:
@@ -167,7 +167,8 @@ def read_settings(config: PretrainConfig) -> ReadSettings:
 def open_source(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     """Images and regions, read and resized, not augmented."""
     cache = None if config.cache == "device" else config.cache
-    return PretrainDataset(records, read_settings(config), config.regions if config.masks_regions else None, cache=cache, channels=config.channels)
+    return PretrainDataset(records, read_settings(config), config.regions if config.reads_regions else None, cache=cache, channels=config.channels,
+                           foreground=config.foreground)
 
 
 def _uncached(config: PretrainConfig, records: list[Record]) -> PretrainDataset:

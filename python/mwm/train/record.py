@@ -109,7 +109,7 @@ def environment_change(stored: dict[str, Any], present: dict[str, Any]) -> str |
 def write_run_json(run: Path, *, command: str | None, env: dict[str, Any], seed: int, image_list: str, localizer: str | None,
                    status: str, steps: int, seconds: float) -> None:
     """run.json: command, commit, versions, device, threads, seeds, wall time, and hashes of what came in."""
-    facts = {"command": command or " ".join(sys.argv), "commit": _commit(), **env, "seed": seed, "image_list": image_list, "localizer": localizer,
+    facts = {"command": command or " ".join(sys.argv), "commit": commit(), **env, "seed": seed, "image_list": image_list, "localizer": localizer,
              "status": status, "steps": steps, "wall_time_seconds": round(seconds, 1)}
     write_text(run / "run.json", json.dumps(facts, indent=2) + "\n")
 
@@ -144,7 +144,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout that mwm is imported from; None where it is installed."""
     folder = Path(mwm.__file__).parent
     try:

@@ -12,7 +12,7 @@ from mwm.data import JointTransform
 from mwm.masking import Policy
 from mwm.train.config import TrainError
 from mwm.train.export import Preprocessing
-from mwm.train.loader import Batch, default_workers, to_device
+from mwm.train.loader import Batch, RegionWeigher, default_workers, to_device
 
 _LEVELS, _MIDDLE = 65535, 32768  # images are kept in the data set's own steps, as int16: half of float32's bytes, and no number changes
 
@@ -32,23 +32,25 @@ class ResidentViews:
         seed: seed of the run.
         device: where the images lie.
         workers: loader processes that decode; None as for training.
+        weigher: as in `MaskedViews`.
 
     Raises:
         TrainError: the images do not fit into the device's memory.
     """
 
     def __init__(self, source: Dataset, transform: JointTransform, preprocessing: Preprocessing, policy: Policy, grid: tuple[int, int], seed: int,
-                 device: torch.device, *, workers: int | None = None) -> None:
-        self.transform, self.policy, self.grid, self.seed, self.device = transform, policy, grid, seed, device
+                 device: torch.device, *, workers: int | None = None, weigher: RegionWeigher | None = None) -> None:
+        self.transform, self.policy, self.grid, self.seed, self.device, self.weigher = transform, policy, grid, seed, device, weigher
+        reads = policy.needs_region or weigher is not None
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         count = default_workers() if workers is None else workers
         images, regions, ids = [], [], []
-        for chunk in DataLoader(_Decoded(source, policy.needs_region), batch_size=64, num_workers=count if len(source) > 64 else 0, collate_fn=default_collate):
+        for chunk in DataLoader(_Decoded(source, reads), batch_size=64, num_workers=count if len(source) > 64 else 0, collate_fn=default_collate):
             images.append(chunk[0])
             regions.append(chunk[1])
             ids.append(chunk[2])
         self.ids = torch.cat(ids)
-        self.regions = torch.cat(regions) if policy.needs_region else None
+        self.regions = torch.cat(regions) if reads else None
         try:
             self.images = torch.cat(images).to(device)
         except torch.OutOfMemoryError as error:
@@ -76,12 +78,12 @@ class ResidentViews:
             views = [self.transform(images[k], None if regions is None else regions[k], seed=self.seed, id=int(i), epoch=epoch) for k, i in enumerate(ids)]
             images = torch.stack([view[0] for view in views])
             regions = None if regions is None else torch.stack([view[1] for view in views])
-        active = self.policy(regions, grid=self.grid, seed=self.seed, ids=ids, epoch=epoch)
-        return Batch((images - self.mean) / self.std, active, ids, epoch)
+        active = self.policy(regions if self.policy.needs_region else None, grid=self.grid, seed=self.seed, ids=ids, epoch=epoch)
+        return Batch((images - self.mean) / self.std, active, ids, epoch, self.weigher(regions) if self.weigher else None)
 
 
 class _Decoded(Dataset):
-    """Image int16 [C, H, W], region float32 [H, W] (or nothing), id."""
+    """Image int16 [C, H, W], region float32 [H, W] or [2, H, W] (or nothing), id."""
 
     def __init__(self, source: Dataset, with_region: bool) -> None:
         self.source, self.with_region = source, with_region

@@ -52,7 +52,7 @@ class _Looks(Dataset):
         found = None
         if self.policy.needs_region:
             regions = survey_regions([sample["region"]], self.grid, min_cover=self.policy.min_cover)
-            found = (regions.inside[0], regions.share[0])
+            found = (regions.inside[0], regions.share[0], None if regions.foreground is None else regions.foreground[0])
         return index, None, (image.sum((1, 2)), image.square().sum((1, 2)), image[0].numel(), found)
 
 
@@ -73,7 +73,7 @@ def survey(source: Dataset, policy: Policy, grid: tuple[int, int], *, unreadable
     Raises:
         TrainError: no image is readable, or one is not under `strict`.
     """
-    found, total, squares, pixels, inside, share = Survey(), 0.0, 0.0, 0, [], []
+    found, total, squares, pixels, inside, share, foreground = Survey(), 0.0, 0.0, 0, [], [], []
     count = default_workers() if workers is None else workers
     loader = DataLoader(_Looks(source, policy, grid, unreadable), batch_size=None, num_workers=count if len(source) > 64 else 0)
     for index, reason, values in _told(tqdm(loader, total=len(source), desc="reading images", unit="img", disable=not progress, dynamic_ncols=True)):
@@ -87,6 +87,8 @@ def survey(source: Dataset, policy: Policy, grid: tuple[int, int], *, unreadable
         if values[3] is not None:
             inside.append(values[3][0])
             share.append(values[3][1])
+            if values[3][2] is not None:
+                foreground.append(values[3][2])
     if not found.kept:
         raise TrainError(f"pretrain: images must hold at least one readable file, got {len(source)} unreadable ones (first: {found.skipped[0][1]}).")
     mean: Tensor = total / pixels
@@ -95,7 +97,7 @@ def survey(source: Dataset, policy: Policy, grid: tuple[int, int], *, unreadable
         raise TrainError("pretrain: images must differ in brightness, but a channel is the same everywhere. Look at the files and at --intensity.")
     found.mean, found.std = tuple(mean.tolist()), tuple(std.tolist())
     if inside:
-        found.regions = RegionSurvey(torch.stack(inside), torch.stack(share))
+        found.regions = RegionSurvey(torch.stack(inside), torch.stack(share), torch.stack(foreground) if foreground else None)
     return found
 
 
