@@ -22,6 +22,7 @@ COMMANDS = {
     "preview": "look at regions and masks before training",
     "pretrain": "pre-train an encoder on unlabelled images",
     "finetune": "train a pre-trained encoder on labels, or probe it",
+    "study": "compare arms over data sets and folds, from pre-training to tables",
     "info": "versions, processor, and which backend runs which op here",
     "bench": "measure the kernels on this machine",
     "tune": "find the convolutions' block sizes for this machine's GPU",
@@ -29,7 +30,7 @@ COMMANDS = {
 
 _WARNED: set[str] = set()
 
-USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "bench": "[NAME] "}
+USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "bench": "[NAME] ", "study": "CONFIG "}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,56 @@
+"""Run a study: data sets x arms x folds, pre-training and transfer, and the tables; resumable, and honest about what it compares.
+
+  mwm study studies/cpu.yaml --root DATA --out STUDY
+  mwm study studies/cpu.yaml --root DATA --out STUDY --dry-run
+  mwm study studies/cpu.yaml --root DATA --out STUDY --budget 2h --workers 2
+  mwm study --report --out STUDY
+
+The same command goes on where it was interrupted. STUDY/report holds results.csv, tables and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The study, and how it is run."""
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of the study")
+    parser.add_argument("--out", metavar="STUDY", required=True, help="folder of the study; where it exists, the study goes on")
+    parser.add_argument("--root", metavar="DATA", default=".", help="folder that the data sets' paths start from (default: this one)")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
+    parser.add_argument("--workers", type=int, metavar="N", help="cells at a time (default: 1 on a GPU, else one per two CPU threads)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each worker (default: shared out)")
+    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="begin no cell after this time, for example 2h, 90m or 500s; the first cells of the list are kept")
+    parser.add_argument("--dry-run", action="store_true", help="time some twenty steps of every kind of cell, print the total, run nothing")
+    parser.add_argument("--only", metavar="TEXT", default="", help="cells whose name DATA/ARM/FOLD contains this")
+    parser.add_argument("--weights", metavar="FILE", help="ImageNet weights for the arm imagenet (safetensors, or a state dict of torch.save)")
+    parser.add_argument("--report", action="store_true", help="write the tables of what is done, and run nothing")
+
+
+def run(options: argparse.Namespace, words: list[str]) -> int:
+    """Run or report. Exit code 1 where a cell failed."""
+    from pathlib import Path
+
+    from mwm.study.command import StudyOptions, study, write_report
+    from mwm.study.config import StudyConfig
+
+    if options.report:
+        stored = Path(options.out) / "study.yaml"
+        if options.config is None and not stored.is_file():
+            raise ValueError(f"study: out must be the folder of a study, got {options.out}, which has no study.yaml. Give the CONFIG, or another --out.")
+        print(write_report(StudyConfig.from_yaml(options.config or stored), Path(options.out)))
+        return 0
+    if options.config is None:
+        raise ValueError("study: CONFIG must be a YAML file, got none. Studies of the package are in the folder studies.")
+    settings = {name: value for name, value in vars(options).items() if name not in ("config", "report")}
+    outcome = study(StudyConfig.from_yaml(options.config), StudyOptions(**settings))
+    return 1 if outcome.failed else 0
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms]?)", text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a time such as 2h, 90m or 500s, got {text!r}")
+    return float(found[1]) * {"h": 3600, "m": 60, "s": 1, "": 1}[found[2]]

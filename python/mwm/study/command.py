@@ -1,0 +1,151 @@
+"""`mwm study`: folds, regions, cells, tables, in one command that can be killed at any moment and called again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mwm.study.cells import Cell, finished, locked
+from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
+from mwm.study.folds import write_folds
+from mwm.study.rehearse import rehearse
+from mwm.study.runner import Outcome, jobs_of, run_jobs
+from mwm.train.checkpoint import write_text
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study is run; none of this changes a number.
+
+    Attributes:
+        out: its folder.
+        root: what the data sets' paths start from.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        workers: cells at a time; None for one per device, or per two CPU threads.
+        threads: CPU threads of each worker; None shares them out.
+        budget: seconds after which no cell is begun; None for no limit.
+        dry_run: time 20 steps of every kind of cell and print the total, and run nothing.
+        weights: file of ImageNet weights.
+        only: run cells whose name (DATA/ARM/FOLD) contains this.
+    """
+
+    out: str
+    root: str = "."
+    device: str = "auto"
+    workers: int | None = None
+    threads: int | None = None
+    budget: float | None = None
+    dry_run: bool = False
+    weights: str | None = None
+    only: str = ""
+
+
+def study(config: StudyConfig, options: StudyOptions) -> Outcome:
+    """Run what is not done yet, and write the tables of what is.
+
+    Under torchrun each process takes its share of the cells, and the first one writes the tables.
+
+    Args:
+        config: what the study is.
+        options: how it is run.
+
+    Returns:
+        What became of the jobs of this call.
+
+    Raises:
+        StudyError: the study cannot start, or the folder belongs to another one.
+        DataError: a data set is not there.
+    """
+    began, out = time.monotonic(), Path(options.out).expanduser()
+    device, workers, threads = _resources(options)
+    _claim(config, out)
+    cells = [cell for cell in _cells(config, out, Path(options.root)) if options.only in cell.name]
+    if not cells:
+        raise StudyError(f"study: --only must match a cell DATA/ARM/FOLD, got {options.only!r}.")
+    if any(cell.arm == "imagenet" for cell in cells) and options.weights is None:
+        raise StudyError("study: the arm imagenet must have a file of weights, got none. Add --weights FILE, or leave the arm out.")
+    if options.dry_run:
+        with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=out) as scratch:
+            print(rehearse(config, cells, out, Path(scratch), device=device, workers=workers, threads=threads, weights=options.weights))
+        return Outcome(left=[cell.name for cell in cells])
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    todo = [cell for cell in cells if not finished(cell, out, config)]
+    mine = todo[rank::world]
+    print(f"study: {len(cells)} cells, {len(cells) - len(todo)} of them done; {len(mine)} to run{f' by process {rank} of {world}' if world > 1 else ''}, "
+          f"{workers} at a time on {device}", flush=True)
+    until = None if options.budget is None else began + options.budget
+    outcome = run_jobs(jobs_of(mine, config), config, out, device=device, workers=workers, threads=threads, weights=options.weights, until=until,
+                       say=lambda line: print(f"[{time.monotonic() - began:.0f} s] {line}", flush=True))
+    if outcome.left:
+        print(f"study: the time is over; {len(outcome.left)} jobs are left, the same command goes on with them.")
+    for name, error in outcome.failed.items():
+        print(f"study: {name} failed twice: {error}")
+    if rank == 0:
+        write_report(config, out)
+    return outcome
+
+
+def write_report(config: StudyConfig, out: Path) -> Path:
+    """results.csv, tables and plots of what is done, in OUT/report."""
+    from mwm.study.report import report
+
+    with locked(out / ".report.lock"):
+        return report(config, out)
+
+
+def _cells(config: StudyConfig, out: Path, root: Path) -> list[Cell]:
+    """All cells in order; makes the folds where they are missing."""
+    counts = {}
+    with locked(out / "folds" / ".lock"):
+        for name in dict.fromkeys(block.data for block in config.blocks):
+            data = config.data[name]
+            folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
+            counts[name] = len(folds.paths)
+    return [Cell(data, name, fold, tasks) for data, name, tasks in config.cells() for fold in range(counts[data])]
+
+
+def _claim(config: StudyConfig, out: Path) -> None:
+    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change."""
+    import yaml
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "study.yaml"
+    with locked(out / ".claim.lock"):
+        if path.exists():
+            before = StudyConfig.from_yaml(path)
+            for name in ("pretrain", "finetune", "source"):
+                if getattr(before, name) != getattr(config, name):
+                    raise StudyError(f"study: {out.name} belongs to a study with other settings in {name}. Choose another --out, or restore them.")
+            for name in set(before.data) & set(config.data):
+                if before.data[name] != config.data[name]:
+                    raise StudyError(f"study: {out.name} belongs to a study that reads {name} otherwise. Choose another --out, or restore its settings.")
+        write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def _resources(options: StudyOptions) -> tuple[str, int, int]:
+    """Device, workers and CPU threads of each."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = options.device
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise StudyError(f"study: device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise StudyError(f"study: device must be present, got {device!r} on a machine without CUDA. Use cpu.")
+    for name in ("workers", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise StudyError(f"study: {name} must be at least 1, got {value}.")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    workers = options.workers or (1 if kind == "cuda" else max(1, cpus // 2))
+    return device, workers, options.threads or max(1, cpus // workers)
+
