@@ -180,7 +180,7 @@ def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path
         fold: CSV of the fold (`write_folds`), with its pre-training CSV beside it.
         folder: Where the regions of this data set and fold are kept.
         seed: Of cross-fitting and shuffling.
-        device: Where localizers run.
+        device: Where localizers run; None or "auto" for the first CUDA device where there is one, else the CPU.
         read: How images are read; `size` and `aspect` do not matter.
         progress: Show progress bars.
 
@@ -192,7 +192,7 @@ def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path
     if not arm.pretrain or arm.source is None:
         return fields
     name = {MAIN: source.name, "roi": "masks"}.get(arm.source, arm.source)
-    options = {"seed": seed, "device": device, "read": read, "progress": progress}
+    options = {"seed": seed, "device": None if device == "auto" else device, "read": read, "progress": progress}
     regions = _made(name, source, fold, folder, options)
     if arm.shuffled:
         shuffled = folder / f"shuffled-{name}"
