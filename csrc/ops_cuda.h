@@ -35,6 +35,16 @@
                             const View& sums, const View& out, int64_t device, int64_t stream))                               \
   /* grad [T, K, t, t], sums float32 [splits, K] -> out [K] */                                                                \
   X(tile_conv_grad_bias, (const View& grad, const View& sums, const View& out, int64_t device, int64_t stream))               \
+  /* x [N, C, H, W], sums float64 [shares, 2, C] -> mean, var float32 [C]; moves the running ones, or None */                  \
+  X(batch_norm_moments, (const View& x, const View& sums, const View& mean, const View& var, const View& running_mean,        \
+                         const View& running_var, double momentum, int64_t device, int64_t stream))                           \
+  /* x, residual [N, C, H, W], rows float32 [C] -> out [N, C, H, W]; activation 0 none, 1 ReLU, 2 ReLU6 */                    \
+  X(batch_norm_apply, (const View& x, const View& residual, const View& weight, const View& bias, const View& mean,           \
+                       const View& var, double eps, int64_t activation, const View& out, int64_t device, int64_t stream))     \
+  /* grad, x, out (None without a residual), sums float64 [shares, 2, C] -> totals float32 [2, C], grad_x, grad_residual or None */ \
+  X(batch_norm_backward, (const View& grad, const View& x, const View& out, const View& weight, const View& bias,             \
+                          const View& mean, const View& var, double eps, int64_t activation, const View& sums,                \
+                          const View& totals, const View& grad_x, const View& grad_residual, int64_t device, int64_t stream)) \
   /* region [B, H, W] -> inside bool [B, Gh, Gw], cover int64 [B, Gh, Gw] */                                                  \
   X(region_coverage, (const View& region, int64_t threshold, const View& inside, const View& cover, int64_t device, int64_t stream)) \
   /* The two in one; rule: Q32 ratios outside, inside and where the region is empty, total to hide or -1, stream of its word */ \

@@ -25,6 +25,29 @@ def depthwise_grad_weight(
     grad: _View, x: _View, coords: _View, slots: _View, geometry: list[int], sums: _View, out: _View, device: int, stream: int
 ) -> None: ...
 def tile_conv_grad_bias(grad: _View, sums: _View, out: _View, device: int, stream: int) -> None: ...
+def batch_norm_moments(
+    x: _View, sums: _View, mean: _View, var: _View, running_mean: _View, running_var: _View, momentum: float, device: int, stream: int
+) -> None: ...
+def batch_norm_apply(
+    x: _View, residual: _View, weight: _View, bias: _View, mean: _View, var: _View, eps: float, activation: int, out: _View, device: int, stream: int
+) -> None: ...
+def batch_norm_backward(
+    grad: _View,
+    x: _View,
+    out: _View,
+    weight: _View,
+    bias: _View,
+    mean: _View,
+    var: _View,
+    eps: float,
+    activation: int,
+    sums: _View,
+    totals: _View,
+    grad_x: _View,
+    grad_residual: _View,
+    device: int,
+    stream: int,
+) -> None: ...
 def region_coverage(region: _View, threshold: int, inside: _View, cover: _View, device: int, stream: int) -> None: ...
 def region_active(
     region: _View,

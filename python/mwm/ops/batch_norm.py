@@ -11,7 +11,7 @@ from torch import Tensor
 from . import gpu, native
 from .backend import FLOATS, GPU_FLOATS, declare, resolve
 
-declare("batch_norm", cpu=FLOATS, triton=GPU_FLOATS, reference=FLOATS)
+declare("batch_norm", cpu=FLOATS, cuda=GPU_FLOATS, triton=GPU_FLOATS, reference=FLOATS)
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -54,6 +54,10 @@ def batch_moments(
     if name == "triton":
         with gpu.guard(x):
             gpu.triton_kernels("batch_norm").moments(x, mean, var, running_mean, running_var, momentum)
+    elif name == "cuda":
+        sums = _shares(x)
+        with gpu.guard(x):
+            gpu.cuda().batch_norm_moments(*map(native.view, (x, sums, mean, var, running_mean, running_var)), momentum, *gpu.launch(x))
     else:
         sums = _sums(x)
         native.core().batch_norm_moments(
@@ -137,6 +141,9 @@ class _BatchNorm(torch.autograd.Function):
         if backend == "triton":
             with gpu.guard(x):
                 gpu.triton_kernels("batch_norm").apply(x, residual, weight, bias, mean, var, eps, activation, out)
+        elif backend == "cuda":
+            with gpu.guard(x):
+                gpu.cuda().batch_norm_apply(*map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), *gpu.launch(x))
         else:
             native.core().batch_norm_apply(
                 *map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), native.threads()
@@ -156,12 +163,15 @@ class _BatchNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if needs_x else None
         # Without an activation the residual's gradient is that of the output.
         grad_residual = None if not needs_residual else torch.empty_like(x) if ctx.activation else grad
-        if ctx.backend == "triton":
-            totals = mean.new_empty((2, mean.shape[0]))
+        if ctx.backend in ("triton", "cuda"):
+            totals, sums = mean.new_empty((2, mean.shape[0])), None if ctx.backend == "triton" else _shares(x)
+            of_residual = grad_residual if ctx.activation else None
             with gpu.guard(x):
-                gpu.triton_kernels("batch_norm").backward(
-                    grad, x, out, weight, bias, mean, var, ctx.eps, ctx.activation, totals, grad_x, grad_residual if ctx.activation else None
-                )
+                if ctx.backend == "triton":
+                    gpu.triton_kernels("batch_norm").backward(grad, x, out, weight, bias, mean, var, ctx.eps, ctx.activation, totals, grad_x, of_residual)
+                else:
+                    maps, written = (grad, x, out, weight, bias, mean, var), (sums, totals, grad_x, of_residual)
+                    gpu.cuda().batch_norm_backward(*map(native.view, maps), ctx.eps, ctx.activation, *map(native.view, written), *gpu.launch(x))
             grad_bias, grad_weight = totals[0] if needs_bias else None, totals[1] if needs_weight else None
             return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None, None
         grad_weight = torch.empty_like(mean) if needs_weight else None
@@ -211,6 +221,13 @@ def _sums(x: Tensor) -> Tensor:
     rows = x.shape[0] * x.shape[2] * x.shape[3]
     splits = next((n for n in (16, 8, 4, 2) if rows >= 512 * n), 1)
     return torch.empty((splits, 2, x.shape[1]), dtype=torch.float64)
+
+
+def _shares(x: Tensor) -> Tensor:
+    """The same for the CUDA kernels: at most four blocks for each multiprocessor of an H100, and at least 16384 values to each."""
+    channels = x.shape[1]
+    shares = max(1, min(528, x.numel() // 16384) // max(1, channels // 256))
+    return torch.empty((shares, 2, channels), dtype=torch.float64, device=x.device)
 
 
 def _reference_moments(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> tuple[Tensor, Tensor]:
