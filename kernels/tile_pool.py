@@ -86,7 +86,8 @@ def _backward_kernel(grad, taps, coords, slots, out, positions, channels, rows, 
     height, width = rows * EDGE, columns * EDGE
     channel = (c < channels)[None, :]
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for tap in range(KH * KW):
+    for step in range(KH * KW):
+        tap = KH * KW - 1 - step  # the windows in order of their outputs, as on the other backends: a sum of ninths depends on it
         first_row, first_column = row + top - tap // KW * DILATION_H, column + left - tap % KW * DILATION_W
         out_row, out_column = first_row // STRIDE_H, first_column // STRIDE_W
         seen = (first_row >= 0) & (first_column >= 0) & (first_row % STRIDE_H == 0) & (first_column % STRIDE_W == 0)

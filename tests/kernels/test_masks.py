@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mwm import ops
+from mwm.ops.constants import LOG2_TABLE
+from mwm.ops.sample_active import _log2_computed, _log2_table
 
 OPS = Path(__file__).resolve().parents[1] / "ops"
 _spec = importlib.util.spec_from_file_location("mwm_tests_write_golden", OPS / "write_golden.py")
@@ -188,3 +190,8 @@ def test_masks_at_once_refuse_nan_and_wrong_ids(refused: type[Exception]) -> Non
         ops.region_active(torch.full((1, 4, 4), torch.nan), (2, 2), ids=[0], **settings)
     with pytest.raises(refused, match="ids must be integers"):
         ops.region_active(torch.zeros(1, 4, 4), (2, 2), ids=[2**32], **settings)
+
+
+def test_the_table_of_logarithms_made_on_the_device_is_the_shared_one(device: str) -> None:
+    assert _log2_computed(torch.device(device)).tolist() == list(LOG2_TABLE)
+    assert _log2_table(torch.device(device)).tolist() == list(LOG2_TABLE)

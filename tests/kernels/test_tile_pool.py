@@ -124,3 +124,18 @@ def test_ties_and_nan_go_where_the_cpu_kernel_and_torch_send_them(case: dict, de
         found.append((out.detach().cpu(), grad.cpu()))
     for mine, other in zip(*found, strict=True):
         assert torch.equal(mine.nan_to_num(99.0), other.nan_to_num(99.0))
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_the_gradient_of_a_mean_is_the_cpu_kernels_bit_for_bit(include: bool, device: str) -> None:
+    """Sums of ninths and sixths: their last bit shows in which order the windows are added."""
+    settings = {"mode": "avg", "kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": include}
+    plan = ops.build_plan(MASKS["mixed"], 4)
+    tiles = torch.randn(plan.num_tiles, 3, 4, 4)
+    found = []
+    for backend, where in (("triton", device), ("cpu", "cpu")):
+        leaf = tiles.to(where).requires_grad_()
+        out = ops.tile_pool(leaf, plan.to(where), backend=backend, **settings)
+        grad = torch.randint(-9, 10, out.shape, generator=torch.Generator().manual_seed(4)).float()
+        found.append(torch.autograd.grad(out, leaf, grad.to(where))[0].cpu())
+    assert torch.equal(*found)

@@ -113,7 +113,12 @@ def guard(tensor: Tensor) -> torch.cuda.device_of:
 
 def stream(tensor: Tensor) -> int:
     """Address of torch's current stream on the tensor's CUDA device, as `mwm._cuda` takes it."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream
+    return stream_on(tensor.device)
+
+
+def stream_on(device: torch.device) -> int:
+    """The same of a CUDA device."""
+    return torch.cuda.current_stream(device).cuda_stream
 
 
 def launch(tensor: Tensor) -> tuple[int, int]:

@@ -144,10 +144,29 @@ def _require(good: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-@functools.cache
 def _log2_table(device: torch.device) -> Tensor:
-    """2³² * log2(1 + i / 256), a constant of the device. int64 [257]"""
-    return torch.tensor(LOG2_TABLE, dtype=torch.int64).to(device)
+    """2³² * log2(1 + i / 256), LOG2_TABLE on the device. int64 [257]"""
+    if device.type == "cpu":
+        return _log2_on_host()
+    # What one graph capture or stream makes must not be read by another before it is there, and a copy from the host would wait.
+    if torch.cuda.is_current_stream_capturing():
+        return _log2_computed(device)
+    return _log2_on_stream(device, gpu.stream_on(device))
+
+
+@functools.cache
+def _log2_on_host() -> Tensor:
+    return torch.tensor(LOG2_TABLE, dtype=torch.int64)
+
+
+@functools.cache
+def _log2_on_stream(device: torch.device, stream: int) -> Tensor:
+    return _log2_computed(device)
+
+
+def _log2_computed(device: torch.device) -> Tensor:
+    """No entry lies nearer than 7e-4 to where rounding turns, and float64 is off by 1e-6 at most: the integers are those of the table."""
+    return torch.arange(257, device=device, dtype=torch.float64).div_(256).add_(1).log2_().mul_(WORD).round_().to(torch.int64)
 
 
 def _implementation(
