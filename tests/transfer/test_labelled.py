@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn import draw, rows_with_patients, with_splits, write_index
 
+from mwm.data import DataError
 from mwm.transfer.config import TransferError
 from mwm.transfer.labelled import SPLITS, read_labelled
 
@@ -89,7 +90,7 @@ def test_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
 def test_label_that_only_the_test_has_is_refused_with_the_near_word(tmp_path: Path) -> None:
     rows = with_splits(rows_with_patients())
     next(row for row in rows if row["split"] == "test" and row["label"] == "along")["label"] = "allong"
-    with pytest.raises(TransferError, match="got 'allong', which does not; is it 'along'"):
+    with pytest.raises(TransferError, match=r"got 'allong', which does not \(is it 'along'\?\)"):
         read_labelled(write_index(tmp_path, rows))
 
 
@@ -135,3 +136,58 @@ def test_class_that_only_the_test_split_holds_is_refused_as_such(tmp_path: Path)
     rows = [row | {"label": "alogn"} if row is typo else row for row in rows]
     with pytest.raises(TransferError, match="class 'alogn' must have training images, got none"):
         read_labelled(write_index(tmp_path, rows))
+
+
+def test_typing_error_in_training_labels_is_named_with_the_near_word(tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    next(row for row in rows if row["split"] == "train" and row["label"] == "along")["label"] = "allong"
+    with pytest.raises(TransferError, match=r"every class must have images in test, got none of allong \(is it 'along'\?\)"):
+        read_labelled(write_index(tmp_path, rows))
+    for row in rows:
+        del row["split"]
+    with pytest.raises(TransferError, match=r"class 'allong' must have at least two patients .* got 1 \(is it 'along'\?\)"):
+        read_labelled(write_index(tmp_path / "unsplit", rows))
+
+
+def test_typing_error_in_chosen_labels_is_named_with_the_near_word(index: Path) -> None:
+    with pytest.raises(TransferError, match=r"labels must occur in DATA, got acros \(is it 'across'\?\)"):
+        read_labelled(index, labels=("acros", "along"))
+
+
+def test_label_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    rows = rows_with_patients()
+    rows[0]["label"] = "Along"
+    with pytest.raises(TransferError, match="a label must be written in one way, got 'Along' and 'along'"):
+        read_labelled(write_index(tmp_path, rows))
+
+
+def test_patient_in_two_splits_is_noted_where_it_is_allowed(tmp_path: Path) -> None:
+    rows = with_splits(rows_with_patients())
+    rows[0]["split"] = "test" if rows[0]["split"] != "test" else "train"
+    assert any("LEAK allowed: 1 patients" in note for note in read_labelled(write_index(tmp_path, rows), allow_leak=True).notes)
+
+
+def test_masks_and_boxes_come_with_the_case_and_need_no_class(tmp_path: Path) -> None:
+    rows = [row | {"mask": "masks/a.png", "boxes": '[{"label": "spot", "bbox_xyxy": [1, 2, 3, 4]}]', "label": ""} for row in with_splits(rows_with_patients())]
+    rows[0] |= {"mask": "", "boxes": ""}
+    index = write_index(tmp_path, rows)
+    data = read_labelled(index, need="mask")
+    assert (data.classes, {case.label for case in data.cases}) == ((), {-1})
+    assert (data.cases[0].mask, data.cases[0].boxes) == (None, None)
+    assert data.cases[1].mask == (tmp_path / "masks" / "a.png").resolve()
+    assert read_labelled(index, need="boxes").cases[1].boxes == [{"label": "spot", "bbox_xyxy": [1, 2, 3, 4]}]
+    with pytest.raises(TransferError, match="column `label`"):
+        read_labelled(index)
+
+
+@pytest.mark.parametrize("path", ["../outside.png", "/etc/passwd", "masks/../../up.png"])
+def test_mask_outside_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    index = write_index(tmp_path, [row | {"mask": path} for row in with_splits(rows_with_patients())])
+    with pytest.raises(DataError, match=r"paths must (be relative|stay inside)"):
+        read_labelled(index, need="mask")
+
+
+@pytest.mark.parametrize(("need", "words"), [("mask", "column `mask` with paths of masks"), ("boxes", "column `boxes` with JSON lists of boxes")])
+def test_index_without_masks_or_boxes_is_refused(index: Path, need: str, words: str) -> None:
+    with pytest.raises(TransferError, match=words):
+        read_labelled(index, need=need)

@@ -21,7 +21,8 @@ COMMANDS = {
     "localize": "turn a prompt and images into regions",
     "preview": "look at regions and masks before training",
     "pretrain": "pre-train an encoder on unlabelled images",
-    "finetune": "train a pre-trained encoder on labels, or probe it",
+    "finetune": "train a pre-trained encoder on labels, masks or boxes, or probe it",
+    "predict": "apply a trained model to images",
     "study": "compare arms over data sets and folds, from pre-training to tables",
     "info": "versions, processor, and which backend runs which op here",
     "bench": "measure the kernels on this machine",
@@ -30,7 +31,7 @@ COMMANDS = {
 
 _WARNED: set[str] = set()
 
-USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "bench": "[NAME] ", "study": "CONFIG "}
+USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "predict": "RESULTS IMAGES ", "bench": "[NAME] ", "study": "CONFIG "}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

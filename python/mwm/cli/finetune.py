@@ -1,9 +1,14 @@
-"""Train a pre-trained encoder on labelled images, or probe it with a linear classifier on frozen features.
+"""Train a pre-trained encoder on labelled images for a task, or judge its frozen features.
 
   mwm finetune RUN DATA --task classify
   mwm finetune RUN DATA --task classify --linear-probe
+  mwm finetune RUN DATA --task classify --label-fraction 0.1
+  mwm finetune RUN DATA --task segment
+  mwm finetune RUN DATA --task detect
+  mwm finetune DATA --init scratch --encoder resnet50 --out RESULTS
 
-DATA is a tree with one folder per class (or train/ val/ test/ with those inside), or an index CSV with the columns file, split, label, patient.
+DATA is a tree with one folder per class (or train/ val/ test/ with those inside), or an index CSV with the columns file, split, label, patient, mask, boxes.
+Without RUN, --init says where the weights come from and --encoder which network they are for. mwm predict applies the results to other images.
 """
 
 from __future__ import annotations
@@ -27,5 +32,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     from mwm.transfer import FinetuneConfig, finetune
 
     given: dict[str, Any] = vars(options)
+    if "data" not in given and given.get("encoder") is not None and "run" in given:
+        given["data"] = given.pop("run")
     finetune(FinetuneConfig(**given), command=shlex.join(["mwm", *words]))
     return 0

@@ -1,4 +1,4 @@
-"""From a pre-trained encoder to a task: fine-tuning, linear probes, and figures with intervals over patients."""
+"""From a pre-trained encoder to a task: fine-tuning, linear probes, predictions, and figures with intervals over patients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 _HOME = {
     "FinetuneConfig": "mwm.transfer.config",
+    "PredictConfig": "mwm.transfer.apply",
     "ProbeResult": "mwm.transfer.probe",
     "TransferError": "mwm.transfer.config",
     "classification_metrics": "mwm.transfer.metrics",
     "finetune": "mwm.transfer.tasks",
     "linear_probe": "mwm.transfer.probe",
+    "load_classifier": "mwm.transfer.classify_apply",
     "pixel_statistics": "mwm.transfer.probe",
+    "predict": "mwm.transfer.apply",
     "recalibrate_batchnorm": "mwm.transfer.probe",
 }
 

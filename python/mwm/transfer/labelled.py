@@ -98,7 +98,8 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
     if labels is not None:
         absent = sorted(set(labels) - {label for _, label, _ in rows})
         if absent:
-            raise TransferError(f"finetune: labels must occur in DATA, got {', '.join(absent)}. It has {_listed({label for _, label, _ in rows if label})}.")
+            present = {label for _, label, _ in rows if label}
+            raise TransferError(f"finetune: labels must occur in DATA, got {', '.join(absent)}{_near(absent[0], present)}. It has {_listed(present)}.")
         rows = [row for row in rows if row[1] in labels]
     unlabelled = sum(1 for _, label, _ in rows if not label) if need == "label" else 0
     foreign = Counter(split for _, label, split in rows if (label or need != "label") and split and split.lower() not in _SPLIT_WORDS)
@@ -110,6 +111,10 @@ def read_labelled(data: str | Path, *, need: str = "label", labels: Sequence[str
     if not rows:
         raise TransferError("finetune: DATA must hold labelled images, got none. Use one folder per class, or an index CSV with a column `label`.")
     classes = tuple(sorted({label for _, label, _ in rows if label}))
+    plain = Counter(name.casefold().replace("_", " ").replace("-", " ") for name in classes)
+    twice = [name for name in classes if plain[name.casefold().replace("_", " ").replace("-", " ")] > 1]
+    if twice:
+        raise TransferError(f"finetune: a label must be written in one way, got {twice[0]!r} and {twice[1]!r}. Make them one.")
     if need == "label" and len(classes) < 2:
         raise TransferError(f"finetune: DATA must hold at least two classes, got only {classes[0]!r}. Add the images of another class.")
     cases = [Case(record, classes.index(label) if label else -1, str(record.patient or ""), _SPLIT_WORDS.get((split or "").lower(), ""), record.mask,
@@ -192,11 +197,11 @@ def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float,
         if label < 0 and len(units) == 1:
             continue
         if not units:
-            raise TransferError(f"finetune: class {classes[label]!r} must have training images, got none (a typing error in the test labels?). Add some, or "
-                                "leave the class out with --labels.")
+            raise TransferError(f"finetune: class {classes[label]!r} must have training images, got none{_near(classes[label], classes)} (a typing error in the test "
+                                "labels?). Add some, or leave the class out with --labels.")
         if len(units) < 2:
-            raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {len(units)}. "
-                                "Give splits in an index CSV, or add patients.")
+            raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {len(units)}"
+                                f"{_near(classes[label], classes)}. Give splits in an index CSV, or add patients.")
         count = min(len(units) - 1, max(1, round(share * len(units))))
         taken.update(units[k] for k in generator.permutation(len(units))[:count])
     return [replace(case, split=aside if _unit(case) in taken else rest) if case.split == source else case for case in cases]
@@ -245,14 +250,19 @@ def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "
         unseen = sorted(classes[k] for k in present[split] - present["train"])
         if unseen:
             known = [classes[k] for k in sorted(present["train"])]
-            near = difflib.get_close_matches(unseen[0], known, 1, 0.6)
-            raise TransferError(f"finetune: labels of {split} must occur in train, got {unseen[0]!r}, which does not{f'; is it {near[0]!r}?' if near else '.'} "
-                                f"Train has {_listed(known)}.")
+            raise TransferError(f"finetune: labels of {split} must occur in train, got {unseen[0]!r}, which does not{_near(unseen[0], known)}. Train has {_listed(known)}.")
     for split in ("test", "val"):
         lacking = sorted(classes[k] for k in present["train"] - present[split])
         if lacking:
-            raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}. Add some, or choose classes with --labels.")
+            raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}{_near(lacking[0], classes)}. Add some, or choose "
+                                "classes with --labels.")
     return notes
+
+
+def _near(name: str, others: Collection[str]) -> str:
+    """The other name that this one is probably a typing error of, in brackets."""
+    near = difflib.get_close_matches(name, [other for other in others if other != name], 1, 0.75)
+    return f" (is it {near[0]!r}?)" if near else ""
 
 
 def _listed(names: Sequence[str] | set[str]) -> str:

@@ -46,8 +46,8 @@ def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
         TransferError: the data do not fit the task, or leak from one split into another.
     """
     start = open_start(config)
-    data = read_labelled(config.data, need=need, labels=config.label_names, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
-                         allow_leak=config.allow_leak, settings=ReadSettings.from_dict(start.preprocessing.read))
+    data = read_labelled(config.data, need=need, labels=config.label_names, masks=config.masks if need == "mask" else None, val_share=config.val_share,
+                         test_share=config.test_share, seed=config.seed, allow_leak=config.allow_leak, settings=ReadSettings.from_dict(start.preprocessing.read))
     data = replace(data, notes=(*data.notes, *start.notes))
     decoded, skipped = decode_cases(data.cases, start.preprocessing, strict=config.strict, progress=config.progress, workers=config.workers)
     data = data.keep(decoded)

@@ -1,0 +1,129 @@
+"""A folder of results is all that is needed: predictions equal those of training, with mwm and without it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mwm.transfer import FinetuneConfig, PredictConfig, TransferError, finetune, load_classifier, predict
+
+WAYS = {"all": {"epochs": 2}, "probe": {"linear_probe": True}, "knn": {"knn": True}}
+
+
+def rows_of(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as stream:
+        return {row["file"]: row for row in csv.DictReader(stream)}
+
+
+def trained(run: Path, index: Path, out: Path, **way) -> Path:
+    return finetune(FinetuneConfig(**({"run": str(run), "data": str(index), "out": str(out), "progress": False, "bootstrap": 20, "batch_size": 12, "device": "cpu"} | way)))
+
+
+def settings(results: Path, images: Path, out: Path, **changes) -> PredictConfig:
+    return PredictConfig(**({"results": str(results), "images": str(images), "out": str(out), "progress": False, "device": "cpu", "batch_size": 5} | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, run: Path) -> tuple[Path, Path]:
+    """A fine-tuned classifier and its index."""
+    from drawn import rows_with_patients, with_splits, write_index
+
+    folder = tmp_path_factory.mktemp("whole")
+    index = write_index(folder / "data", with_splits(rows_with_patients()))
+    return trained(run, index, folder / "results", epochs=2), index
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_predictions_need_no_run_and_equal_those_of_training(way: str, run: Path, index: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    results = trained(copy, index, tmp_path / "out", **WAYS[way])
+    shutil.rmtree(copy)
+    moved = results.rename(tmp_path / "moved")
+    answers = predict(settings(moved, index, tmp_path / "answers", split="test"))
+    found, stored = rows_of(answers / "predictions.csv"), {name: row for name, row in rows_of(moved / "predictions.csv").items() if row["split"] == "test"}
+    assert list(found) == list(stored)
+    for name, row in found.items():
+        assert row["predicted"] == stored[name]["predicted"]
+        assert float(row["p_along"]) == pytest.approx(float(stored[name]["p_along"]), abs=2e-5)
+        assert float(row["p_along"]) + float(row["p_across"]) == pytest.approx(1, abs=2e-6)
+
+
+def test_weights_load_into_a_plain_timm_network(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    results, index = whole
+    facts = json.loads((results / "model.json").read_text())
+    model = timm.create_model(facts["encoder"], in_chans=facts["preprocessing"]["channels"], num_classes=len(facts["classes"]))
+    model.load_state_dict(load_file(results / "model.safetensors"))
+    stored = {name: row for name, row in rows_of(results / "predictions.csv").items() if row["split"] == "test"}
+    prepared = facts["preprocessing"]
+    pixels = np.stack([np.asarray(Image.open(index.parent / name), np.float32) / 255 for name in stored])  # of the run's size already
+    x = (torch.from_numpy(pixels)[:, None] - prepared["mean"][0]) / prepared["std"][0]
+    with torch.no_grad():
+        chances = torch.softmax(model.eval()(x), 1)
+    assert np.allclose(chances[:, facts["classes"].index("along")], [float(row["p_along"]) for row in stored.values()], atol=1e-4)
+    assert torch.allclose(load_classifier(results)(x).float(), chances, atol=1e-5)
+
+
+def test_a_folder_of_new_images_is_answered_and_bad_files_are_listed(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    shutil.copytree(whole[1].parent / "images", folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    answers = predict(settings(whole[0], folder, tmp_path / "answers"))
+    assert len(rows_of(answers / "predictions.csv")) == 60
+    assert "broken.png" in (answers / "skipped.csv").read_text()
+    assert json.loads((answers / "metrics.json").read_text()) | {} == {"task": "classify", "method": "prediction", "classes": ["across", "along"], "images": 60, "skipped": 1}
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        predict(settings(whole[0], folder, tmp_path / "strict", strict=True))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        predict(settings(whole[0], folder, answers))
+    predict(settings(whole[0], folder, answers, overwrite=True))
+    for file in folder.glob("p*.png"):
+        file.unlink()
+    with pytest.raises(TransferError, match="IMAGES must hold readable images, got 1 that are not"):
+        predict(settings(whole[0], folder, tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_trained_model_is_never_overwritten_by_answers(whole: tuple[Path, Path]) -> None:
+    with pytest.raises(FileExistsError, match="holds a trained model"):
+        predict(settings(whole[0], whole[1], whole[0], overwrite=True))
+    assert (whole[0] / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda folder: (folder / "model.json").unlink(), "must be a folder that mwm finetune wrote"),
+    (lambda folder: (folder / "model.json").write_text("{}"), "is damaged"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "with --store-weights"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "is damaged"),
+    (lambda folder: (folder / "model.json").write_text((folder / "model.json").read_text().replace("resnet10t", "resnet14t")), "do not fit resnet14t"),
+])
+def test_damaged_results_are_refused_in_one_sentence(whole: tuple[Path, Path], tmp_path: Path, damage, words: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    damage(copy)
+    with pytest.raises(TransferError, match=words) as caught:
+        predict(settings(copy, whole[1], tmp_path / "answers"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"results": ""}, "results must be a folder that mwm finetune wrote"), ({"batch_size": 0}, "batch_size must be at least 1"), ({"least_score": 2.0}, "least_score must be in"),
+])
+def test_settings_of_a_prediction_out_of_range_are_refused_by_name(change: dict, words: str) -> None:
+    with pytest.raises(TransferError, match=words):
+        PredictConfig(**({"results": "r", "images": "i", "out": "o"} | change))
+
+
+def test_settings_of_another_task_are_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(TransferError, match="overlays must be left out for a model of task classify, got True"):
+        predict(settings(whole[0], whole[1], tmp_path / "answers", overlays=True))
