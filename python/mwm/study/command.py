@@ -86,8 +86,8 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
         print(f"study: the time is over; {len(outcome.left)} jobs are left, the same command goes on with them.")
     for name, error in outcome.failed.items():
         print(f"study: {name} failed twice: {error}")
-    if rank == 0:
-        write_report(config, out)
+    if rank == 0 and any((cell.folder(out) / "cell.json").is_file() for cell in cells):
+        print(f"tables and plots in {write_report(config, out)}")
     return outcome
 
 

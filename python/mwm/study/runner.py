@@ -116,7 +116,7 @@ def run_jobs(jobs: Sequence[Job], config: StudyConfig, out: Path, *, device: str
         return outcome
     finally:
         for worker in [*idle, *busy]:
-            worker.stop()
+            worker.stop(at_once=worker in busy)
 
 
 def _next(waiting: list[Job], outcome: Outcome, running: set[str]) -> Job | None:
@@ -149,9 +149,14 @@ class _Worker:
         code = self.process.exitcode
         return f"the worker process ended with {f'signal {-code}' if code is not None and code < 0 else f'exit code {code}'}, perhaps for want of memory; take fewer workers"
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool) -> None:
         """End the process; what it had written stays."""
-        self.process.terminate()
+        try:
+            self.pipe.send(None)
+        except (OSError, ValueError):
+            pass
+        if at_once:
+            self.process.terminate()
         self.process.join(10)
         if self.process.is_alive():
             self.process.kill()
@@ -168,6 +173,8 @@ def _work(pipe: Connection, parent: int, config: StudyConfig, out: Path, device:
         try:
             job = pipe.recv()
         except (EOFError, OSError):
+            return
+        if job is None:
             return
         error = None
         try:

@@ -1,0 +1,84 @@
+"""A study's file: what it may say, and what is refused before the first hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
+from mwm.study.rehearse import _extrapolated
+from mwm.train import TrainError
+from mwm.transfer import TransferError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def values(**more: Any) -> dict[str, Any]:
+    """A small study as YAML gives it."""
+    return {"data": {"a": {"index": "a/index.csv", "prompt": "body"}, "b": {"index": "b", "prompt": "body", "folds": 3}},
+            "blocks": [{"data": "a", "arms": ["uniform", "scratch"], "tasks": ["probe"]}, {"data": "b", "arms": ["region"], "tasks": ["classify"]},
+                       {"data": "a", "arms": ["region", "uniform"], "tasks": ["segment"]}],
+            "pretrain": {"encoder": "resnet18", "image_size": 64}, "source": {"name": "threshold"}, **more}
+
+
+def test_cells_come_in_the_order_of_the_blocks_and_each_once_with_all_its_tasks() -> None:
+    found = list(StudyConfig.from_dict(values()).cells())
+    assert found == [("a", "uniform", ("probe", "segment")), ("a", "scratch", ("probe",)), ("b", "region", ("classify",)), ("a", "region", ("segment",))]
+
+
+def test_a_config_survives_yaml() -> None:
+    config = StudyConfig.from_dict(values())
+    assert StudyConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml") if path.name != "paper.yaml"))
+def test_the_studies_of_the_package_can_start(name: str) -> None:
+    config = StudyConfig.from_yaml(ROOT / "studies" / name)
+    assert list(config.cells())
+
+
+def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else() -> None:
+    config = StudyConfig.from_dict(values())
+    assert config.fingerprint("a", "uniform") == StudyConfig.from_dict(values(keep="all", analysis={"primary": ["region", "uniform"]})).fingerprint("a", "uniform")
+    assert config.fingerprint("a", "uniform") != StudyConfig.from_dict(values(pretrain={"encoder": "resnet18", "image_size": 32})).fingerprint("a", "uniform")
+    assert len({config.fingerprint("a", name) for name in ("uniform", "region", "shuffled")}) == 3
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"block": []}, "'block' is no setting of a study. Did you mean 'blocks'"),
+    ({"data": {}}, "data must be a mapping of data sets"),
+    ({"data": {"../a": {"index": "x", "prompt": "y"}}}, "named with letters"),
+    ({"data": {"a": {"index": "x"}}}, "data.a.prompt must be given"),
+    ({"blocks": [{"data": "c", "arms": ["region"], "tasks": ["probe"]}]}, "block.data must be a | b, got 'c'"),
+    ({"blocks": [{"data": "a", "arms": ["regoin"], "tasks": ["probe"]}]}, "Did you mean 'region'"),
+    ({"blocks": [{"data": "a", "arms": ["region"], "tasks": ["clasify"]}]}, "block.tasks must be among"),
+    ({"source": {"name": "tiny"}}, "must not be tiny"),
+    ({"source": {"name": "bottleneckk"}}, "does not have"),
+    ({"pretrain": {"seed": 3}}, "which the study sets"),
+    ({"keep": "everything"}, "keep must be results | encoder | all"),
+])
+def test_a_study_that_cannot_run_is_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(StudyError, match="^study: ") as caught:
+        StudyConfig.from_dict(values(**change))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_settings_of_the_runs_show_before_the_first_run() -> None:
+    with pytest.raises(TrainError, match="patch_size must divide"):
+        StudyConfig.from_dict(values(pretrain={"image_size": 50}))
+    with pytest.raises(TransferError, match="epochs must be"):
+        StudyConfig.from_dict(values(finetune={"classify": {"epochs": 0}}))
+
+
+def test_twenty_steps_tell_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("mwm.study.rehearse.time.monotonic", lambda: clock[0])
+
+    def train(epochs: int) -> None:
+        clock[0] += 5 + 2 * epochs  # 5 s around the epochs, 2 s each
+
+    assert _extrapolated(train, per_epoch=7, epochs=100) == pytest.approx(205)
