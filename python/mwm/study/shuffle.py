@@ -86,6 +86,8 @@ def shuffle_regions(fold: str | Path, regions: str | Path, out: str | Path, *, r
         other += records[donors[place]].patient != record.patient or (record.patient is None and donors[place] != place)
     behind = dict(getattr(store, "meta", {}))
     facts = {"kind": "shuffled", "seed": seed, "images": len(records), "other_patient": other, "kept": kept, "overlap": fmean(overlap),
+             "overlap_by_class": {name: round(fmean(o for o, r in zip(overlap, records, strict=True) if (r.label or "") == name), 4)
+                                  for name in sorted({r.label or "" for r in records})},
              "of": behind.get("source") or {"localizer": behind.get("localizer"), "prompt": behind.get("prompt")}}
     pairs = hashlib.blake2b(json.dumps([digests[k] for k in donors]).encode(), digest_size=8).hexdigest()
     cache.meta = {"prompt": behind.get("prompt"), "localizer": f"shuffled v{VERSION} {seed} {pairs} of {behind.get('localizer') or 'masks'}", "refine": None,
