@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", default=8, help="images in the gallery (default: 8)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="N", default=[224], help="edge, or height and width, in pixels (default: 224)")
     parser.add_argument("--patch-size", type=int, metavar="N", default=32, help="edge of a patch in pixels (default: 32)")
-    parser.add_argument("--policy", metavar="NAME", default="region", help="region | uniform (default: region)")
+    parser.add_argument("--policy", metavar="NAME", default="region", help="region | uniform | foreground (default: region)")
+    parser.add_argument("--foreground", metavar="FOLDER", help="maps of what is not air, for --policy foreground: mwm localize --localizer threshold --prompt body")
     parser.add_argument("--high", type=float, metavar="X", help="share hidden inside the region (default: 0.8)")
     parser.add_argument("--low", type=float, metavar="X", help="share hidden outside (default: 0.4)")
     parser.add_argument("--mask-ratio", type=float, metavar="X", help="share hidden overall; exact in every image")
@@ -42,12 +43,18 @@ def policy_of(options: argparse.Namespace) -> Any:
     """The masking policy that the flags describe."""
     from mwm.masking import create_policy
 
-    if options.policy == "uniform":
+    if options.policy == "uniform" and options.foreground is None:
         return create_policy("uniform", mask_ratio=0.6 if options.mask_ratio is None else options.mask_ratio)
     settings: dict[str, Any] = {"empty": options.empty, "min_cover": options.min_cover}
     if options.mask_ratio is not None:
         settings["overall"] = options.mask_ratio
-    return create_policy(options.policy, **settings, **{name: value for name in ("high", "low") if (value := getattr(options, name)) is not None})
+    settings.update({name: value for name in ("high", "low") if (value := getattr(options, name)) is not None})
+    if (options.policy == "foreground") != (options.foreground is not None):
+        raise ValueError(f"preview: foreground must be given with --policy foreground, and only there, got {options.foreground!r}. "
+                         "Make it with mwm localize --localizer threshold --prompt body.")
+    if options.policy == "foreground":
+        return create_policy("foreground", match=create_policy("region", **settings))
+    return create_policy(options.policy, **settings)
 
 
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -86,7 +93,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     read = reading(given, size=size)
     records = list(read_list(options.images, split=given.get("split"), settings=read))
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
-    dataset = PretrainDataset(records, read, regions, None)
+    dataset = PretrainDataset(records, read, regions, None, foreground=options.foreground)
     samples, skipped = [], []
     for index in tqdm(range(len(records)), desc="reading images", unit="img", dynamic_ncols=True):
         try:
@@ -115,7 +122,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
 
 def _nameless(options: argparse.Namespace, words: list[str]) -> str:
     """The command for a page that may be shared: folder names can be patients' names."""
-    places = {value: word for value, word in ((options.images, "IMAGES"), (options.regions, "REGIONS"), (options.out, "OUT"),
+    places = {value: word for value, word in ((options.images, "IMAGES"), (options.regions, "REGIONS"), (options.foreground, "FOREGROUND"), (options.out, "OUT"),
                                               (vars(options).get("checkpoint"), "CHECKPOINT")) if value}
     shown = []
     for word in words:
@@ -138,11 +145,12 @@ def _gallery(shown: list[dict[str, Any]], active: Any, inside: Any) -> Any:
 
     sheet = view.Sheet(("Image", "Region", "Mask"))
     for sample, visible, patches in zip(shown, active, inside, strict=True):
+        region = sample["region"] if sample["region"].ndim == 2 else sample["region"][0]
         hidden = ~visible
         shares = [float(hidden[part].float().mean()) if part.any() else float("nan") for part in (patches, ~patches, patches | True)]
         words = f"hidden: {view.percent(shares[0])} inside, {view.percent(shares[1])} outside, {view.percent(shares[2])} overall"
-        sheet.add("", view.picture(sample["image"]), view.Cell(view.overlay(sample["image"], sample["region"]), f"{int(patches.sum())} of {patches.numel()} patches are region"),
-                  view.Cell(view.mask_picture(sample["image"], visible, region=sample["region"]), words))
+        sheet.add("", view.picture(sample["image"]), view.Cell(view.overlay(sample["image"], region), f"{int(patches.sum())} of {patches.numel()} patches are region"),
+                  view.Cell(view.mask_picture(sample["image"], visible, region=region), words))
     return sheet
 
 
