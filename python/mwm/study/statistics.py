@@ -11,6 +11,7 @@ patients 2.5 % becomes 1.9 %. The p value is the level at which that interval wo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,9 +71,12 @@ class Contrast:
     by_fold: dict[int, float]
 
 
+@functools.lru_cache(maxsize=2)
 def draws(patients: int, *, rounds: int = ROUNDS, seed: int = 0) -> NDArray:
-    """How often each patient is drawn; depends on nothing but the arguments, so that all arms see the same draws. int64 [R, P]"""
-    return np.random.default_rng([seed, patients]).multinomial(patients, np.full(patients, 1 / patients), size=rounds)
+    """How often each patient is drawn; depends on nothing but the arguments, so that all arms see the same draws. uint8 or int32 [R, P]"""
+    counts = np.random.default_rng([seed, patients]).multinomial(patients, np.full(patients, 1 / patients), size=rounds).astype(np.uint8 if patients < 256 else np.int32)
+    counts.flags.writeable = False  # shared by all callers
+    return counts
 
 
 def expanded(level: float, patients: int) -> float:
@@ -92,15 +96,19 @@ def estimate(answers: Answers, endpoint: str, *, rounds: int = ROUNDS, seed: int
     Raises:
         StudyError: fewer than two patients.
     """
-    of = statistic(answers, endpoint)
-    patients = len(answers.patients)
+    _check(len(answers.patients))
+    return estimate_of(statistic(answers, endpoint), patients=len(answers.patients), images=len(answers.file), by_fold=fold_values(answers, endpoint), rounds=rounds, seed=seed)
+
+
+def estimate_of(of: Statistic, *, patients: int, images: int, by_fold: dict[int, float], rounds: int = ROUNDS, seed: int = 0) -> Estimate:
+    """`estimate` for a statistic that is given as a function of the patients' counts, such as AP."""
     _check(patients)
     value = float(of(np.ones((1, patients)))[0])
     sample = _sample(of, patients, rounds, seed)
     tail = expanded(0.05, patients)
     low, high = np.quantile(sample, (tail, 1 - tail)) if len(sample) else (math.nan, math.nan)
-    each = [v for v in fold_values(answers, endpoint).values() if math.isfinite(v)] or [math.nan]
-    return Estimate(value, float(low), float(high), len(answers.file), patients, len(np.unique(answers.fold)), (min(each), max(each)))
+    each = [value for value in by_fold.values() if math.isfinite(value)] or [math.nan]
+    return Estimate(value, float(low), float(high), images, patients, len(by_fold), (min(each), max(each)))
 
 
 def contrast(first: Answers, second: Answers, endpoint: str, *, rounds: int = ROUNDS, seed: int = 0) -> Contrast:
@@ -180,8 +188,8 @@ def _sample(of: Statistic, patients: int, rounds: int, seed: int) -> NDArray:
 
 def _p_value(sample: NDArray, patients: int) -> float:
     """Level at which the expanded percentile interval ends at zero; at least that of one draw in all."""
-    # Draws of exactly zero (two arms that answer alike) count half to each side.
-    tail = (min((sample < 0).sum(), (sample > 0).sum()) + 0.5 * (sample == 0).sum() + 0.5) / (len(sample) + 1)
+    # Draws of exactly zero count to both sides, as they do for an interval that ends at zero.
+    tail = (min((sample <= 0).sum(), (sample >= 0).sum()) + 1) / (len(sample) + 1)
     if tail >= 0.5:
         return 1.0
     return float(min(1.0, 2 * t.cdf(norm.ppf(tail) / math.sqrt(patients / (patients - 1)), patients - 1)))

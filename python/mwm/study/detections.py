@@ -1,0 +1,109 @@
+"""Average precision of out-of-fold detections as a function of how often each patient counts.
+
+Scores of the folds' models are not on one scale, so AP is computed in each fold and averaged with the folds' objects as weights. Matching is done
+once; a draw only changes how often each image counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwm.study.endpoints import Statistic
+from mwm.study.errors import StudyError
+from mwm.transfer.coco_metrics import FIGURES, Matches, figures, match
+
+KINDS = {"box": "bbox", "mask": "segm"}
+
+
+@dataclass(frozen=True)
+class FoldMatches:
+    """Matches of one fold.
+
+    Attributes:
+        tables: By kind ("box", "mask"): from `coco_metrics.match`.
+        patient: Of each image, in the order of the image ids.
+    """
+
+    tables: dict[str, list[list[Matches]]]
+    patient: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Out-of-fold detections of one arm, by fold."""
+
+    folds: dict[int, FoldMatches]
+
+    @property
+    def patients(self) -> list[str]:
+        """Sorted; the order of a draw's counts."""
+        return sorted({name for fold in self.folds.values() for name in fold.patient})
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(fold.patient) for fold in self.folds.values())
+
+    @property
+    def endpoints(self) -> list[str]:
+        """box_ap, box_ap50, …, and mask_ap … where there are masks."""
+        kinds = set.intersection(*(set(fold.tables) for fold in self.folds.values()))
+        return [f"{kind}_{name}" for kind in KINDS if kind in kinds for name in FIGURES]
+
+    def only(self, folds: Sequence[int]) -> Detections:
+        """Some of the folds."""
+        return Detections({fold: self.folds[fold] for fold in folds})
+
+    def statistic(self, endpoint: str) -> Statistic:
+        """An endpoint as a function of the patients' counts."""
+        kind, _, name = endpoint.partition("_")
+        place = {patient: k for k, patient in enumerate(self.patients)}
+        owners = [np.array([place[name] for name in fold.patient], dtype=np.int64) for fold in self.folds.values()]
+
+        def of(counts: NDArray) -> NDArray:
+            counts = np.asarray(counts).reshape(-1, len(place))
+            values = np.full(len(counts), np.nan)
+            for k, row in enumerate(counts):
+                total = objects = 0.0
+                for owner, fold in zip(owners, self.folds.values(), strict=True):
+                    weights = row[owner]
+                    value = figures(fold.tables[kind], weights)[FIGURES.index(name)]
+                    held = sum(float((weights * areas[0].objects).sum()) for areas in fold.tables[kind])
+                    if held and np.isfinite(value):
+                        total, objects = total + held * value, objects + held
+                if objects:
+                    values[k] = total / objects
+            return values
+
+        return of
+
+
+def read_detections(cells: Sequence[tuple[int, Path]], patients: Mapping[int, Mapping[str, str]]) -> Detections:
+    """Read and match the detections of an arm.
+
+    Args:
+        cells: Fold and results folder (predictions.json, ground_truth.json) of each cell.
+        patients: Per fold: file -> patient of the images that it tests.
+
+    Raises:
+        StudyError: an image that the fold does not test.
+        ImportError: pycocotools is not installed.
+    """
+    folds = {}
+    for fold, folder in cells:
+        truth, results = (json.loads((folder / name).read_text()) for name in ("ground_truth.json", "predictions.json"))
+        images = sorted(truth["images"], key=lambda image: image["id"])
+        strangers = [image["file_name"] for image in images if image["file_name"] not in patients[fold]]
+        if strangers:
+            raise StudyError(f"collect: test detections must be of the images that fold {fold} tests, got {len(strangers)} others (the first is {strangers[0]!r}). "
+                             "Remove the cell and run it again.")
+        masks = any("segmentation" in result for result in results) and any(note.get("segmentation") for note in truth["annotations"])
+        tables = {kind: match(truth, results, coco) for kind, coco in KINDS.items() if kind == "box" or masks}
+        folds[fold] = FoldMatches(tables, tuple(patients[fold][image["file_name"]] for image in images))
+    return Detections(folds)
