@@ -72,12 +72,17 @@ def test_the_report_says_what_each_row_rests_on(out: Path) -> None:
     shutil.rmtree(out / "cells/toy/uniform60/3")
     facts = out / "cells/toy/shuffled/2/cell.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"status": "failed", "error": "loss is not finite"}))
+    for fold, overlap in ((0, 0.1), (1, 0.3)):
+        path = out / f"regions/toy/{fold}/shuffled-crossfit/regions.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"meta": {"source": {"kind": "shuffled", "overlap": overlap}}}))
     folder = report(_config(), out, rounds=200)
     text = (folder / "tables.md").read_text()
     assert "`toy/shuffled/2` failed: loss is not finite" in text and "`toy/uniform60/3` not run" in text and "`toy/roi/0` not run" in text
     assert "Dice (primary)" in text and "shortcut: size, brightness, border" in text and "64 / 16 / 5" in text and "**primary**" in text
     shown = [line.split(" | ") for line in text.splitlines() if line.startswith(("| `region` |", "| `shuffled` |", "| `uniform` |")) and line.endswith(" / 5 |")]
     assert len(shown) == 4 and all("supervised region source" in cells[1] for cells in shown)
+    assert "| `shuffled-crossfit` | shuffled | 2 |  |  |  | 0.200 |" in text and len(_rows(folder / "regions.csv")) == 2
     names = {row["arm"] for row in _rows(folder / "arms.csv")}
     assert names == {*ARMS, "shortcut"}
     shuffled = next(row for row in _rows(folder / "contrasts.csv") if (row["first"], row["second"], row["kind"]) == ("region", "shuffled", "primary"))
