@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Run a piece of a study on a machine with a CUDA GPU, several cells at once, and bring back what is finished.
+#
+#     bench/study_on_gpu.sh OUT
+#
+# Called again with the archive of the piece before, it goes on with the cells that are left. A piece begins no cell after LIMIT seconds and ends
+# those in flight; at 9 minutes a piece fits machines that are lent for 10. OUT gets cells.tgz (results of finished cells, no weights and no images),
+# study.log, workers.log, gpu.csv (load and memory over time) and environment.txt. The tables are made from cells.tgz by `mwm study --report`.
+#
+# CONFIG: the study (default studies/main.yaml). DATA: folder of the data sets. STUDY: where it runs (default: a new temporary folder).
+# EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
+# SITE: where mwm is installed; left out: the interpreter has it.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+[ $# -eq 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+mkdir -p "$1" || exit 2
+OUT=$(cd "$1" && pwd)
+PYTHON=${PYTHON:-python3} CONFIG=${CONFIG:-studies/main.yaml} WORKERS=${WORKERS:-10} LIMIT=${LIMIT:-500}
+[ -n "${DATA:-}" ] || { echo "study_on_gpu: DATA must name the folder of the data sets." >&2; exit 2; }
+STUDY=${STUDY:-$(mktemp -d)}
+mkdir -p "$STUDY"
+[ -n "${SITE:-}" ] && export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
+if [ -n "${EARLIER:-}" ]; then tar -C "$STUDY" -xzf "$EARLIER" || exit 2; fi
+
+{ date -u +'date %Y-%m-%dT%H:%M:%SZ'; git rev-parse HEAD 2>/dev/null; "$PYTHON" -m mwm info; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; } >"$OUT/environment.txt" 2>&1
+echo "seconds,gpu_percent,memory_mib" >"$OUT/gpu.csv"
+( start=$(date +%s); while sleep 2; do echo "$(($(date +%s) - start)),$(nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits | tr -d ' ')" >>"$OUT/gpu.csv"; done ) &
+WATCH=$!
+trap 'kill $WATCH 2>/dev/null' EXIT
+"$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" >"$OUT/study.log" 2>&1
+CODE=$?
+cp "$STUDY/workers.log" "$OUT/workers.log" 2>/dev/null
+# Whole cells alone: what a cut left half done is made anew. Folds and regions come along as text: which image was where, and how good the regions were.
+( cd "$STUDY" && find cells -name cell.json -printf '%h\n' | sort >.finished
+  tar -czf "$OUT/cells.tgz" --exclude='*.safetensors' --exclude='*.pt' --exclude='tensorboard' --exclude='*.png' -T .finished study.yaml folds/*/*.csv folds/*/folds.json \
+    $(find regions -name '*.json' 2>/dev/null) )
+tail -n 40 "$OUT/study.log"
+exit $CODE
