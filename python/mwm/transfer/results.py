@@ -24,7 +24,7 @@ from mwm.data import SkippedFiles
 from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig
 from mwm.transfer.labelled import SPLITS, Labelled
-from mwm.transfer.metrics import METRICS, confusion
+from mwm.transfer.metrics import METRICS, auroc, confusion
 from mwm.transfer.stored import StoredModel, write_model
 from mwm.view.calibration import calibration_chart
 from mwm.view.roc import roc_chart
@@ -121,7 +121,7 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         write_history(temporary / "history.csv", outcome.history)
         truth, probabilities = np.array([case.label for case in test]), outcome.probabilities["test"]
         view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
-        view.save(roc_chart(truth, probabilities, data.classes, notes=_areas(figures["test"], data.classes)).image(), temporary / "roc.png")
+        view.save(roc_chart(truth, probabilities, data.classes, notes=_areas(figures["test"], truth, probabilities)).image(), temporary / "roc.png")
         view.save(calibration_chart(truth, probabilities).image(), temporary / "calibration.png")
         stored = StoredModel(config.task, outcome.method, encoder.name, data.classes, encoder.preprocessing, outcome.facts)
         write_model(temporary, stored, outcome.weights if config.store_weights else None)
@@ -130,12 +130,12 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         skipped.write(temporary / "skipped.csv")
 
 
-def _areas(figures: dict[str, Any], classes: tuple[str, ...]) -> list[str]:
-    """Legend of the ROC curves: the area with its interval for two classes."""
-    if len(classes) != 2 or figures["auroc"]["low"] is None:
-        return []
-    area = figures["auroc"]
-    return ["", f"AUROC {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"]
+def _areas(figures: dict[str, Any], truth: NDArray, probabilities: NDArray) -> list[str]:
+    """Legend of the ROC curves: the area under each, with its interval where there are two classes."""
+    if probabilities.shape[1] == 2:
+        area = figures["auroc"]
+        return ["", "" if area["low"] is None else f"AUROC {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"]
+    return [f"AUROC {auroc(truth == k, np.stack([1 - column, column], 1)):.3f}" for k, column in enumerate(probabilities.T)]
 
 
 def _by_class(data: Labelled, split: str) -> dict[str, int]:

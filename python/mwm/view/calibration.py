@@ -63,7 +63,7 @@ def calibration_chart(truth: object, probabilities: object, *, bins: int = 10) -
         bins: of equal width.
     """
     found = reliability(truth, probabilities, bins=bins)
-    chart = Chart(_LEFT + _SIDE + 40, _TOP + _SIDE + 60 + _BARS + 30, "calibration")
+    chart = Chart(_LEFT + _SIDE + 40, _TOP + _SIDE + 60 + _BARS + 74, "calibration")
     square(chart, "probability of the class that was called", "share of right answers")
     at = lambda x, y: (_LEFT + _SIDE * x, _TOP + _SIDE * (1 - y))  # noqa: E731
     filled = np.flatnonzero(found.counts)
@@ -77,7 +77,8 @@ def calibration_chart(truth: object, probabilities: object, *, bins: int = 10) -
         tall = _BARS * found.counts[k] / found.counts.max()
         chart.box(_LEFT + _SIDE * k / bins + 2, floor - tall, _SIDE / bins - 4, tall, "s4", 0.7)
         chart.text(_LEFT + _SIDE * (k + 0.5) / bins, floor + 10, str(found.counts[k]), anchor="middle", size=11)
-    chart.text(_LEFT + _SIDE, 14, f"expected calibration error {found.error:.3f}; {found.counts.sum()} images", colour="ink", anchor="end")
+    chart.text(_LEFT, floor + 38, f"expected calibration error {found.error:.3f}; {found.counts.sum()} images", colour="ink")
+    chart.text(_LEFT, floor + 58, "lines: 95 % Wilson intervals, which take images as independent", size=12)
     return chart
 
 
