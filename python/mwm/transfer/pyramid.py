@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mwm.train import TrainError
 from mwm.train.export import Encoder, name_map
 from mwm.transfer.config import TransferError
 from mwm.transfer.network import stage_of
@@ -53,21 +55,21 @@ def pyramid_of(encoder: Encoder, *, least_stride: int = 2) -> FeaturePyramid:
         TransferError: the encoder has no maps of several strides.
     """
     channels = encoder.preprocessing.channels
-    state = encoder.model.state_dict()
-    if encoder.name.startswith("torchvision/"):
-        body = _torchvision_body(encoder)
-        copied = {key: state[key].detach().cpu().clone() for key in body.state_dict()}
-    else:
-        import timm
+    try:
+        if encoder.name.startswith("torchvision/"):
+            body = _torchvision_body(encoder)
+        else:
+            import timm
 
-        try:
             body = timm.create_model(encoder.name, features_only=True, in_chans=channels)
-        except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
-            raise TransferError(f"finetune: encoder must offer maps of several strides for masks and boxes, got {encoder.name}, which does not ({error}). "
-                                "Pre-train a CNN such as resnet50.") from error
-        copied = {key: state[name].detach().cpu().clone() for key, name in name_map(body, encoder.model).items()}
-    body.load_state_dict(copied)
-    shapes = _shapes(body, channels)
+            state = encoder.model.state_dict()
+            body.load_state_dict({key: state[name].detach().cpu() for key, name in name_map(body, encoder.model).items()})
+        shapes = _shapes(body, channels)
+    except (RuntimeError, AttributeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
+        if isinstance(error, TrainError):
+            raise
+        raise TransferError(f"finetune: encoder must offer maps of several strides for masks and boxes, got {encoder.name}, which does not ({type(error).__name__}). "
+                            "Pre-train a CNN such as resnet50.") from error
     keep = [k for k, (_, stride) in enumerate(shapes) if stride >= least_stride]
     if len(keep) < 2:
         raise TransferError(f"finetune: encoder must offer maps of several strides for masks and boxes, got strides {[s for _, s in shapes]} of {encoder.name}. "
@@ -88,24 +90,19 @@ def _torchvision_body(encoder: Encoder) -> nn.Module:
                 last[_PROBE // output.shape[2]] = name
         return hook
 
-    model = encoder.model.eval()
+    model = copy.deepcopy(encoder.model).cpu().eval()  # the parts of the extractor are those of the model
     for name, module in model.named_modules():
         # Maps inside a block are no stage's result, and a pooled vector is no map.
         if name and name.count(".") <= 1 and not isinstance(module, nn.AdaptiveAvgPool2d):
             handles.append(module.register_forward_hook(watch(name)))
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, encoder.preprocessing.channels, _PROBE, _PROBE))
-        nodes = {name: f"stride{stride}" for stride, name in sorted(last.items()) if stride in _STRIDES}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that train and eval graphs of dropout differ is expected
-            return create_feature_extractor(model, nodes)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise TransferError(f"finetune: encoder must offer maps of several strides for masks and boxes, got {encoder.name}, which cannot be cut "
-                            f"({type(error).__name__}). Pre-train a CNN such as torchvision/resnet50.") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad():
+        model(torch.zeros(1, encoder.preprocessing.channels, _PROBE, _PROBE))
+    for handle in handles:
+        handle.remove()
+    nodes = {name: f"stride{stride}" for stride, name in sorted(last.items()) if stride in _STRIDES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that train and eval graphs of dropout differ is expected
+        return create_feature_extractor(model, nodes)
 
 
 @torch.no_grad()

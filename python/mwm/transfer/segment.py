@@ -39,6 +39,8 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     data = read_labelled(config.data, need="mask", labels=config.label_names, masks=config.masks, val_share=config.val_share, test_share=config.test_share, seed=config.seed,
                          allow_leak=config.allow_leak, settings=settings)
     data = with_masks(config, replace(data, notes=(*start.notes, *data.notes)))
+    if settings.aspect == "crop":
+        data = replace(data, notes=(*data.notes, "Images are cropped to the shape that the network reads; what is cut off counts as background in the figures."))
     classes = mask_classes(config, data)
     decoded, skipped = decode_masked(data.cases, classes, start.preprocessing, strict=config.strict, workers=config.workers, progress=config.progress)
     if not decoded:

@@ -22,6 +22,8 @@ from mwm.transfer.labelled import Case
 from mwm.transfer.placing import placing
 from mwm.transfer.segment_masks import MaskClasses, read_truth
 
+_SURE = 20.0  # logit of what is certain
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -106,14 +108,15 @@ def to_model(labels: NDArray, settings: ReadSettings, spacing: tuple[float, floa
     return np.where(inside, labels[rows.clip(0, labels.shape[0] - 1)][:, columns.clip(0, labels.shape[1] - 1)], 0).astype(labels.dtype)
 
 
-def to_source(maps: Tensor, stored: tuple[int, int], settings: ReadSettings, spacing: tuple[float, float] | None) -> Tensor:
-    """Maps on the network's picture brought to the pixels of the stored image, bilinear; what a centre crop has cut off reads as the nearest edge.
+def to_source(maps: Tensor, stored: tuple[int, int], settings: ReadSettings, spacing: tuple[float, float] | None, *, unseen: Tensor | None = None) -> Tensor:
+    """Maps on the network's picture brought to the pixels of the stored image, bilinear.
 
     Args:
         maps: float [K, H, W]
         stored: (height, width) of the stored image.
         settings: Of which `size` and `aspect` are used.
         spacing: Height and width of a stored pixel, or None.
+        unseen: Values where a centre crop has cut the image off; None: logits that say background (for K = 1: 0). [K]
 
     Returns:
         float [K, *stored]
@@ -123,7 +126,14 @@ def to_source(maps: Tensor, stored: tuple[int, int], settings: ReadSettings, spa
         return maps
     y, x = (((torch.arange(edge, dtype=torch.float64) + 0.5) * place.scale[axis] + place.offset[axis]) * 2 / place.size[axis] - 1 for axis, edge in enumerate(stored))
     grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1)[None].to(maps.device, maps.dtype)
-    return F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    result = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    outside = (grid[0].abs() > 1).any(-1)
+    if outside.any():
+        if unseen is None:
+            unseen = torch.full((len(maps),), -_SURE) if len(maps) > 1 else torch.zeros(1)
+            unseen[0] *= -1
+        result[:, outside] = unseen.to(result)[:, None]
+    return result
 
 
 class MaskedSet:
