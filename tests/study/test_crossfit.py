@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ from mwm.study.crossfit import crossfit_regions, patient_parts
 from mwm.study.crossfit_train import SIZE, FitSettings, standard_image, standard_mask, view
 
 QUICK = FitSettings(steps=2, batch=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small lose time on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def regions_of(folder: Path, index: Path) -> dict[str, torch.Tensor]:
