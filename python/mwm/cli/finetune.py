@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     from mwm.transfer import FinetuneConfig, finetune
 
     given: dict[str, Any] = vars(options)
-    if "data" not in given and given.get("encoder") is not None and "run" in given:
+    if "data" not in given and "run" in given and ("encoder" in given or "init" in given):  # one place was filled, and RUN is not needed
         given["data"] = given.pop("run")
     finetune(FinetuneConfig(**given), command=shlex.join(["mwm", *words]))
     return 0

@@ -93,6 +93,9 @@ class CaseImages:
         self.pixels = _placed(torch.stack([decoded[case.record.name] for case in self.cases]) if self.cases else torch.empty(shape, dtype=torch.int16), self.device)
         self.labels = torch.tensor([case.label for case in self.cases], dtype=torch.int64, device=self.device)
         self.ids = torch.tensor([case.record.id for case in self.cases], dtype=torch.int64)
+        # Made once: a tensor from host numbers makes the host wait for the device, which must not happen in every step.
+        self._scale = (LEVELS * torch.tensor(preprocessing.std, dtype=torch.float32)).view(-1, 1, 1).to(self.device)
+        self._shift = (LEVELS * torch.tensor(preprocessing.mean, dtype=torch.float32)).view(-1, 1, 1).to(self.device)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -107,10 +110,10 @@ class CaseImages:
         Returns:
             channels last. float32 [B, C, H, W]
         """
-        images = self.pixels[rows].to(self.device, non_blocking=True).float() / LEVELS
+        images = self.pixels[rows].to(self.device, non_blocking=True).float()
         if theta is not None:
             images = warp(images, theta)
-        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+        return ((images - self._shift) / self._scale).contiguous(memory_format=torch.channels_last)
 
     def batches(self, size: int, *, rows: Sequence[int] | np.ndarray | None = None, augment: Augment | None = None,
                 epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -1,0 +1,54 @@
+"""`mwm finetune` without a run, `mwm predict`, and their refusals in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from mwm.cli import main
+from mwm.transfer import FinetuneConfig
+from mwm.transfer.config import DEFAULTS
+
+QUIET = ("--no-progress", "--device", "cpu", "--bootstrap", "20")
+
+
+def test_scratch_network_is_trained_and_predicts(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, answers = tmp_path / "out", tmp_path / "answers"
+    assert main(["finetune", str(index), "--init", "scratch", "--encoder", "resnet10t", "--image-size", "32", "--epochs", "1", "--out", str(out), *QUIET]) == 0
+    report = json.loads((out / "metrics.json").read_text())
+    assert (report["config"]["run"], report["encoder"]) == (None, "resnet10t")
+    assert any("random (seed 0)" in note for note in report["notes"])
+    assert "balanced accuracy" in capsys.readouterr().out
+    assert main(["predict", str(out), str(index), "--split", "test", "--out", str(answers), "--no-progress", "--device", "cpu"]) == 0
+    assert str(answers) in capsys.readouterr().out
+    with (answers / "predictions.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 12
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (("predict", "nowhere", "images", "--out", "answers"), "must be a folder that mwm finetune wrote"),
+    (("predict",), "results must be"),
+    (("predict", "results", "images"), "out must be"),
+    (("finetune", "data", "--init", "scratch", "--out", "out"), "encoder must be the name of a network"),
+    (("finetune", "data", "--encoder", "resnet10t", "--out", "out"), "init must be scratch"),
+    (("finetune", "run", "data", "--knn", "--linear-probe"), "knn must be left out"),
+    (("finetune", "run", "data", "--task", "segment", "--knn"), "knn must be left out of task segment"),
+    (("finetune", "run", "data", "--label-fraction", "1.5"), "label_fraction must be in (0, 1]"),
+    (("finetune", "run", "data", "--precision", "fp8"), "precision must be fp32 | bf16 | fp16"),
+    (("finetune", "run", "data", "--resume", "--overwrite"), "resume must be left out"),
+])
+def test_bad_words_end_in_one_sentence(words: tuple[str, ...], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(list(words)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mwm: ")]
+    assert len(lines) == 1 and part in lines[0]
+
+
+def test_each_task_has_its_own_defaults_and_given_values_win() -> None:
+    for task, values in DEFAULTS.items():
+        config = FinetuneConfig(run="r", data="d", task=task)
+        assert {name: getattr(config, name) for name in values} == values
+    assert FinetuneConfig(run="r", data="d", task="detect", epochs=3).epochs == 3
