@@ -172,6 +172,15 @@ def test_what_a_crop_has_cut_off_is_background() -> None:
     assert not labels[:, 16:].any()
 
 
+def test_masks_smaller_than_a_pixel_of_the_network_are_counted(run: Path, tmp_path: Path) -> None:
+    rows = masked_rows(tmp_path, patients=5, images=2, size=(96, 96))
+    dot = np.zeros((96, 96), np.uint8)
+    dot[0, 0] = 255
+    Image.fromarray(dot).save(tmp_path / rows[0]["mask"])
+    out = finetune(config(run, write_rows(tmp_path, rows), tmp_path / "out"))
+    assert "1 masks mark nothing that the network's picture shows" in (out / "metrics.json").read_text()
+
+
 def test_images_and_labels_move_together(tmp_path: Path) -> None:
     rows = masked_rows(tmp_path, patients=5, images=4)
     for row in rows:  # the image is its own mask

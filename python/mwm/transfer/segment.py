@@ -88,6 +88,9 @@ def _checked(data: Labelled, sets: dict[str, MaskedSet], classes: MaskClasses) -
                 if not present[split]:
                     raise TransferError(f"finetune: masks of {split} must mark something, got only empty ones. Put other patients into {split}.")
                 notes.append(f"No mask of {split} marks {name!r}.")
+    lost = sum(d.lost for masked in sets.values() for d in masked.decoded)
+    if lost:
+        notes.append(f"{lost} masks mark nothing that the network's picture shows (too small, or cut off): they teach the background only. Larger images may help.")
     if len(sets["train"]) < 2:
         raise TransferError(f"finetune: train must hold at least two images, got {len(sets['train'])}.")
     if data.patients_known:

@@ -34,12 +34,14 @@ class Decoded:
         labels: uint8 [H, W], nearest; None where only the image was asked for.
         stored: (height, width) of the stored image.
         spacing: Height and width of a stored pixel (mm for DICOM and NIfTI), or None where not known.
+        lost: Whether the mask marks something, but on none of the network's pixels.
     """
 
     image: Tensor
     labels: Tensor | None
     stored: tuple[int, int]
     spacing: tuple[float, float] | None
+    lost: bool = False
 
 
 def read_settings(preprocessing: Preprocessing) -> ReadSettings:
@@ -71,12 +73,12 @@ def decode_masked(cases: Sequence[Case], classes: MaskClasses | None, preprocess
     def read(case: Case) -> Decoded | UnreadableImage:
         try:
             image, stored, spacing = decode(case.record, settings, channels=preprocessing.channels)
-            labels = None
-            if classes is not None:
-                labels = torch.from_numpy(to_model(read_truth(case, classes, stored, settings), settings, spacing))
+            truth = None if classes is None else read_truth(case, classes, stored, settings)
         except UnreadableImage as error:
             return error
-        return Decoded((image.clamp(0, 1) * LEVELS).round().to(torch.int16), labels, stored, spacing)
+        labels = None if truth is None else torch.from_numpy(to_model(truth, settings, spacing))
+        lost = truth is not None and bool(truth.any()) and not bool(labels.any())
+        return Decoded((image.clamp(0, 1) * LEVELS).round().to(torch.int16), labels, stored, spacing, lost)
 
     found, skipped = {}, SkippedFiles()
     with ThreadPoolExecutor(threads(workers)) as pool:
