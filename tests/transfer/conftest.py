@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from mwm.train.export import Preprocessing, export
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from drawn import SIZE, rows_with_patients, with_splits, write_index
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks of these tests are so small that threads cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
