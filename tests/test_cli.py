@@ -123,6 +123,15 @@ def test_preview_draws_a_gallery_and_prints_the_statistics(images: Path, tmp_pat
         assert picture.width > 600
 
 
+def test_preview_of_the_foreground_policy_takes_its_map_and_misses_it(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["preview", str(images / "images"), "--regions", str(images / "masks"), "--image-size", "64", "--patch-size", "16", "--out", str(tmp_path)]
+    assert main([*words, "--policy", "foreground", "--foreground", str(images / "masks")]) == 0
+    assert "--foreground FOREGROUND" in (tmp_path / "preview.html").read_text()
+    for wrong in (["--policy", "foreground"], ["--foreground", str(images / "masks")]):
+        assert main([*words, *wrong]) == 2
+        assert "foreground must be given with --policy foreground, and only there" in capsys.readouterr().err
+
+
 def test_the_page_of_a_preview_names_no_folder_of_the_user(images: Path, tmp_path: Path) -> None:
     patient = tmp_path / "JANE_DOE"
     shutil.copytree(images / "images", patient)
