@@ -32,6 +32,10 @@ def settings(results: Path, images: Path, out: Path, **changes) -> PredictConfig
     return PredictConfig(**({"results": str(results), "images": str(images), "out": str(out), "progress": False, "device": "cpu", "batch_size": 5} | changes))
 
 
+def changed(folder: Path, **changes) -> None:
+    (folder / "model.json").write_text(json.dumps(json.loads((folder / "model.json").read_text()) | changes))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, run: Path) -> tuple[Path, Path]:
     """A fine-tuned classifier and its index."""
@@ -104,7 +108,12 @@ def test_a_trained_model_is_never_overwritten_by_answers(whole: tuple[Path, Path
     (lambda folder: (folder / "model.json").write_text("{}"), "is damaged"),
     (lambda folder: (folder / "model.safetensors").unlink(), "with --store-weights"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "is damaged"),
-    (lambda folder: (folder / "model.json").write_text((folder / "model.json").read_text().replace("resnet10t", "resnet14t")), "do not fit resnet14t"),
+    (lambda folder: changed(folder, encoder="resnet14t"), "do not fit resnet14t"),
+    (lambda folder: changed(folder, classes=["one"]), "do not fit resnet10t"),
+    (lambda folder: changed(folder, task="paint"), "task of RESULTS must be classify"),
+    (lambda folder: changed(folder, method="guess"), "method must be fine-tuning"),
+    (lambda folder: changed(folder, preprocessing={"size": [10**6, 10**6], "channels": 1, "mean": [0.5], "std": [0.2], "read": {}}), r"preprocessing\.size is out of range"),
+    (lambda folder: changed(folder, preprocessing={"size": [32, 32], "channels": 1, "mean": [0.5], "std": [0.0], "read": {}}), r"preprocessing\.std is out of range"),
 ])
 def test_damaged_results_are_refused_in_one_sentence(whole: tuple[Path, Path], tmp_path: Path, damage, words: str) -> None:
     copy = tmp_path / "copy"

@@ -112,6 +112,8 @@ def load_classifier(results: str | Path, device: torch.device | str = "cpu") -> 
     if stored.method == "k-NN":
         bank = {key: value.to(device) for key, value in read_weights(results, "knn.safetensors").items()}
         k, temperature = int(stored.facts["k"]), float(stored.facts["temperature"])
+        if not 0 <= int(bank["labels"].min()) <= int(bank["labels"].max()) < len(stored.classes):
+            raise TransferError(f"predict: labels in knn.safetensors must be below {len(stored.classes)} (the classes), got {int(bank['labels'].max())}. Run mwm finetune again.")
         return torch.no_grad()(lambda images: knn_probabilities(bank["features"], bank["labels"], body(images), k, len(stored.classes), temperature=temperature))
     raise TransferError(f"predict: method must be fine-tuning, linear probe or k-NN, got {stored.method!r}. Use the version of mwm that wrote it.")
 
