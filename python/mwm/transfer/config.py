@@ -104,7 +104,7 @@ class FinetuneConfig:
     progress: bool = _help(True, "show progress bars")
 
     def __post_init__(self) -> None:
-        for name in ("run", "data", "out", "init", "masks"):  # paths are stored as text, so that the settings can be written down
+        for name in ("run", "data", "out", "init", "masks", "images"):  # paths are stored as text, so that the settings can be written down
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if isinstance(self.image_size, list):

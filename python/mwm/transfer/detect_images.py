@@ -218,16 +218,18 @@ def rle_masks(masks: Tensor, boxes: Tensor, place: Placing) -> list[dict[str, An
         place: Of the image.
     """
     (height, width), tools = place.stored, pycocotools().mask
-    # Targets are cut out by torchvision's roi_align without `aligned`, which reads half a pixel to the right and below: the same half here.
-    at = [(torch.arange(edge, device=boxes.device, dtype=torch.float32) + 0.5) * place.scale[axis] + place.offset[axis] - 0.5 for axis, edge in enumerate((height, width))]
+    at = [(torch.arange(edge, device=boxes.device, dtype=torch.float32) + 0.5) * place.scale[axis] + place.offset[axis] for axis, edge in enumerate((height, width))]
     result: list[dict[str, Any]] = []
     step = max(1, _PASTE // (height * width))
     for k in range(0, len(boxes), step):
-        x0, y0, x1, y1 = boxes[k : k + step].float().unbind(1)
-        y = 2 * (at[0][None] - y0[:, None]) / (y1 - y0)[:, None].clamp(min=1e-6) - 1
-        x = 2 * (at[1][None] - x0[:, None]) / (x1 - x0)[:, None].clamp(min=1e-6) - 1
+        x0, y0, x1, y1 = (edge[:, None] for edge in boxes[k : k + step].float().unbind(1))
+        # Targets are cut out by torchvision's roi_align without `aligned`, which reads half a pixel to the right and below: the same half here.
+        y = 2 * (at[0] - 0.5 - y0) / (y1 - y0).clamp(min=1e-6) - 1
+        x = 2 * (at[1] - 0.5 - x0) / (x1 - x0).clamp(min=1e-6) - 1
         grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
-        pasted = torch.nn.functional.grid_sample(masks[k : k + step, None].float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0] >= 0.5
+        inside = ((at[0] > y0) & (at[0] < y1))[:, :, None] & ((at[1] > x0) & (at[1] < x1))[:, None, :]
+        values = torch.nn.functional.grid_sample(masks[k : k + step, None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+        pasted = (values >= 0.5) & inside
         stack = np.asfortranarray(pasted.permute(1, 2, 0).to(torch.uint8).cpu().numpy())
         result += [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in tools.encode(stack)]
     return result

@@ -55,12 +55,13 @@ class Detector(nn.Module):
         self.encoder, self.masks, self.frozen = pyramid, masks, frozen
         group_norm = lambda channels: nn.GroupNorm(8, channels)  # noqa: E731
         self.fpn = FeaturePyramidNetwork(list(pyramid.channels), width, LastLevelMaxPool(), norm_layer=group_norm)
-        share = min(size) / _REFERENCE_EDGE
-        anchors = AnchorGenerator(tuple((max(2.0, 32 * share * 2**level),) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
+        # An anchor is at least two strides of its map: below that, and where boxes are read from coarser maps, an object falls between the cells.
+        share = min(1.0, max(0.25, min(size) / _REFERENCE_EDGE))
+        anchors = AnchorGenerator(tuple((32 * share * 2**level, 32 * share * 2 ** (level + 0.5)) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
         head = RPNHead(width, anchors.num_anchors_per_location()[0])
         self.rpn = RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, dict(_CANDIDATES), dict(_PROPOSALS), 0.7)
         names = ["0", "1", "2", "3"]
-        pool = lambda edge: MultiScaleRoIAlign(names, edge, 2, canonical_scale=max(8, round(224 * share)))  # noqa: E731
+        pool = lambda edge: MultiScaleRoIAlign(names, edge, 2, canonical_scale=round(224 * share))  # noqa: E731
         hidden = 4 * width
         mask_parts = (pool(14), MaskRCNNHeads(width, (width,) * 4, 1, group_norm), MaskRCNNPredictor(width, width, classes + 1)) if masks else (None,) * 3
         self.roi_heads = RoIHeads(pool(7), FastRCNNConvFCHead((width, 7, 7), [width] * 2, [hidden], group_norm), FastRCNNPredictor(hidden, classes + 1),
