@@ -148,6 +148,11 @@ def test_values_that_are_not_defined_are_left_out_of_the_mean() -> None:
     assert mean_with_interval([math.nan], ["a"])["value"] is None
 
 
+def test_one_patient_has_no_interval() -> None:
+    found = mean_with_interval([0.5, 1.0], ["a", "a"], rounds=50)
+    assert (found["value"], found["low"], found["high"], found["patients"]) == (0.75, None, None, 1)
+
+
 def test_summary_separates_images_with_and_without_something_to_find() -> None:
     perfect, missed = {"dice": 1.0, "iou": 1.0, "nsd": 1.0, "hd95": 0.0}, {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 9.0}
     rows = [perfect | {"pointing": 1.0, "truth_pixels": 5, "predicted_pixels": 5, "by_class": []},

@@ -185,7 +185,8 @@ def mean_with_interval(values: Sequence[float] | NDArray, groups: Sequence[str] 
         seed: Of the draws.
 
     Returns:
-        `value`, `low`, `high` (None where not defined), `images` and `patients` (None where not known) that they rest on.
+        `value`, `low`, `high` (None where not defined: no value, or an interval of a single patient), `images` and `patients` (None where not
+        known) that they rest on.
 
     Raises:
         ValueError: the number of groups differs.
@@ -199,6 +200,9 @@ def mean_with_interval(values: Sequence[float] | NDArray, groups: Sequence[str] 
     if not len(values):
         return {"value": None, "low": None, "high": None, "images": 0, "patients": None if groups is None else 0}
     names, owner = np.unique(units.astype(str), return_inverse=True)
+    result = {"value": float(values.mean()), "low": None, "high": None, "images": len(values), "patients": None if groups is None else len(names)}
+    if len(names) < 2:
+        return result
     sums, counts = np.bincount(owner, values), np.bincount(owner)
     generator = np.random.default_rng(seed)
     # Draws in the order of mwm.transfer.metrics.bootstrap, so that one seed means the same patients for every figure.
@@ -207,7 +211,7 @@ def mean_with_interval(values: Sequence[float] | NDArray, groups: Sequence[str] 
         chosen = generator.integers(0, len(names), len(names))
         draws[k] = sums[chosen].sum() / counts[chosen].sum()
     low, high = np.quantile(draws, (0.025, 0.975))
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "images": len(values), "patients": None if groups is None else len(names)}
+    return result | {"low": float(low), "high": float(high)}
 
 
 def mask_summary(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], groups: Sequence[str] | None = None, *, rounds: int = 2000,

@@ -145,7 +145,7 @@ def predict_masks(results: str | Path, images: str | Path | Sequence[Record], ou
         answers = segmenter(records, batch_size=batch_size, workers=workers)
         bar = tqdm(total=len(records), desc="masks", unit="image", leave=False, disable=not progress)
         for path, group in groupby(records, key=lambda record: record.path):
-            volume: dict[str, Answer] = {}
+            volume: dict[str, tuple[NDArray, NDArray | None]] = {}
             for record in group:
                 answer = next(answers)
                 bar.update()
@@ -154,7 +154,7 @@ def predict_masks(results: str | Path, images: str | Path | Sequence[Record], ou
                         raise answer
                     skipped.add(record.name, str(answer))
                 elif is_volume(path) and record.frame:
-                    volume[record.frame] = answer
+                    volume[record.frame] = answer[0], answer[1] if probabilities else None
                     writer.note(record, writer.place(stem_of(record.name.rpartition("#")[0]), path), answer)
                 else:
                     writer.picture(record, *answer)
@@ -195,21 +195,20 @@ class _Writer:
         values = np.array([0, *self.classes.written], np.uint8)
         view.save(Image.fromarray(values[labels]), self.folder / "masks" / f"{place}.png")
         if self.probabilities:
-            for suffix, plane in self._planes(chances):
+            for suffix, plane in zip(self._suffixes(), chances[1:], strict=True):
                 view.save(Image.fromarray(np.rint(plane * 255).astype(np.uint8)), self.folder / "probabilities" / f"{place}{suffix}.png")
 
-    def volume(self, source: Path, name: str, slices: dict[str, Answer]) -> None:
+    def volume(self, source: Path, name: str, slices: dict[str, tuple[NDArray, NDArray | None]]) -> None:
         place, ending = self.place(stem_of(name), source), source.name[len(stem_of(source.name)):]
         values = np.array([0, *self.classes.labels], np.uint8 if max(self.classes.labels) < 256 else np.uint16)
         write_volume(source, {frame: values[labels] for frame, (labels, _) in slices.items()}, self.folder / "masks" / f"{place}{ending}", self.settings)
         if self.probabilities:
-            for k, (suffix, _) in enumerate(self._planes(next(iter(slices.values()))[1]), 1):
+            for k, suffix in enumerate(self._suffixes(), 1):
                 write_volume(source, {frame: chances[k] for frame, (_, chances) in slices.items()}, self.folder / "probabilities" / f"{place}{suffix}{ending}", self.settings)
 
-    def _planes(self, chances: NDArray) -> list[tuple[str, NDArray]]:
-        if len(self.classes.names) == 1:
-            return [("", chances[1])]
-        return [("_" + re.sub(r"[^\w-]+", "_", name), chances[k]) for k, name in enumerate(self.classes.names, 1)]
+    def _suffixes(self) -> list[str]:
+        """What stands behind the name of a file of probabilities, per class."""
+        return [""] if len(self.classes.names) == 1 else ["_" + re.sub(r"[^\w-]+", "_", name) for name in self.classes.names]
 
     def finish(self) -> None:
         with (self.folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

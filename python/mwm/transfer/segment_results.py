@@ -117,6 +117,8 @@ def summary_text(figures: Mapping[str, Any], *, unit: str, tolerance: float) -> 
     shown = {name: figures[key] for key, name in names.items()} | {f"Dice of {name}": value for name, value in figures.get("by_class", {}).items()}
     lines = [f"test ({basis})"]
     for name, value in shown.items():
-        words = "not defined" if value["value"] is None else f"{value['value']:.3f}   95 % interval {value['low']:.3f} to {value['high']:.3f}"
+        words = "not defined" if value["value"] is None else f"{value['value']:.3f}"
+        if value["low"] is not None:
+            words += f"   95 % interval {value['low']:.3f} to {value['high']:.3f}"
         lines.append(f"  {name:26s} {words}")
     return "\n".join(lines)
