@@ -208,7 +208,10 @@ class _Writer:
 
     def _suffixes(self) -> list[str]:
         """What stands behind the name of a file of probabilities, per class."""
-        return [""] if len(self.classes.names) == 1 else ["_" + re.sub(r"[^\w-]+", "_", name) for name in self.classes.names]
+        names = [re.sub(r"[^\w-]+", "_", name) for name in self.classes.names]
+        if len(set(names)) < len(names):
+            names = [str(k) for k in range(1, len(names) + 1)]
+        return [""] if len(names) == 1 else [f"_{name}" for name in names]
 
     def finish(self) -> None:
         with (self.folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
