@@ -179,7 +179,7 @@ def grad_weight(grad, x, coords, slots, geometry, out):
         out.zero_()
         return
     grid, (rows, channels, blocks_c, shares, per_share), constants, options = _plan_weight(grad.shape, x.shape, out.shape, geometry)
-    check_sizes(x, out, grad, slots, grid[0])
+    check_sizes(x.shape, out.shape, grad.shape, slots.shape, grid[0])
     sums = out if shares == 1 else torch.empty((shares, out.numel()), dtype=torch.float32, device=out.device)
     _depthwise_weight_kernel[grid](grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], channels, blocks_c, per_share, **constants, **options)
     if shares > 1:
@@ -220,7 +220,7 @@ def _launch(source, weight, bias, coords, slots, geometry, out, transposed):
     if out.numel() == 0:
         return
     grid, (rows, channels, blocks_m, blocks_c), constants, options = _plan(source.shape, weight.shape, out.shape, geometry, transposed)
-    check_sizes(source, weight, out, slots, grid[0])
+    check_sizes(source.shape, weight.shape, out.shape, slots.shape, grid[0])
     _depthwise_kernel[grid](source, weight, weight if bias is None else bias, coords, slots, out, rows, slots.shape[1], slots.shape[2], channels, blocks_m,
                             blocks_c, HAS_BIAS=bias is not None, **constants, **options)
 

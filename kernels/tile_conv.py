@@ -13,7 +13,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from mwm.kernels import conv_configs
+from mwm.kernels import conv_configs, launch
 
 MOST = 2**31 - 1024  # what 32 bits count, rounded up to whole blocks
 
@@ -265,7 +265,7 @@ def plan_launch(source_shape, weight_shape, out_shape, geometry, transposed, kin
     flat = depth < conv_configs.LEAST_CHUNK
     aligned = conv_configs.alignment(depth, source_shape[1]), conv_configs.alignment(columns, out_shape[1])
     config = config or conv_configs.pick("tile_conv", "grad_input" if transposed else "forward", kind, rows, columns, depth, device, not flat and min(aligned) == 1)
-    blocks_m, blocks_n = triton.cdiv(rows, config["block_m"]), triton.cdiv(columns, config["block_n"])
+    blocks_m, blocks_n = -(-rows // config["block_m"]), -(-columns // config["block_n"])
     problems = groups * (stride * stride if transposed else 1)
     steps = [stride // math.gcd(stride, d) if transposed else 1 for d in (dilation_h, dilation_w)]
     constants = dict(
@@ -284,35 +284,42 @@ def _skippable(edge, kernel_h, kernel_w, dilation_h, dilation_w, stride, transpo
     taps = kernel_h * kernel_w
     reach = max((kernel_h - 1) * dilation_h, (kernel_w - 1) * dilation_w) // 2
     full = edge * stride if transposed else edge
-    return triton.next_power_of_2(taps) if 1 < taps <= 64 and reach >= full else 0
+    return 1 << (taps - 1).bit_length() if 1 < taps <= 64 and reach >= full else 0
 
 
 def _launch(source, weight, bias, coords, slots, geometry, out, transposed, tf32, config):
     if out.numel() == 0:
         return None
-    kind = conv_configs.kind_of(source.dtype, tf32)
-    device = conv_configs.device_name(source.device)
-    grid, sizes, constants, options = plan_launch(source.shape, weight.shape, out.shape, geometry, transposed, kind, device, config)
+    device = source.device
+    key = (source.shape, weight.shape, out.shape, slots.shape, tuple(geometry), transposed, bias is not None, tf32, source.dtype, device,
+           None if config is None else tuple(config.items()))
+    return _CONV((source, weight, weight if bias is None else bias, coords, slots, out), key)
+
+
+def _described(source, weight, out, slots, geometry, transposed, has_bias, tf32, dtype, device, config):
+    """What follows from the shapes: (grid, numbers and constants by name, options)."""
+    grid, sizes, constants, options = plan_launch(source, weight, out, geometry, transposed, conv_configs.kind_of(dtype, tf32),
+                                                  conv_configs.device_name(device), None if config is None else dict(config))
     check_sizes(source, weight, out, slots, grid[0])
-    rows, depth, columns, blocks_m, blocks_n = sizes
-    strides = source.shape[1] // constants["ALIGN_IN"], out.shape[1] // constants["ALIGN_OUT"]
-    return _tile_conv_kernel[grid](
-        source, weight, weight if bias is None else bias, coords, slots, out, rows, slots.shape[1], slots.shape[2], depth, columns,
-        *strides, blocks_m, blocks_n, HAS_BIAS=bias is not None, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
-    )
+    values = dict(zip(("rows", "depth", "columns", "blocks_m", "blocks_n"), sizes, strict=True))
+    values |= dict(grid_h=slots[1], grid_w=slots[2], source_stride=source[1] // constants["ALIGN_IN"], out_stride=out[1] // constants["ALIGN_OUT"])
+    return grid, values | constants | dict(HAS_BIAS=has_bias, PRECISION="tf32" if tf32 else "ieee"), options
+
+
+_CONV = launch.Launcher(_tile_conv_kernel, _described)
 
 
 def check_sizes(source, weight, out, slots, programs):
-    """Positions, filters and programs are counted in 32 bits (elements in 64).
+    """Positions, filters and programs are counted in 32 bits (elements in 64); the first four arguments are shapes.
 
     Raises:
         ValueError: There are more.
     """
     for name, count in (
-        ("positions of the input", source.shape[0] * source.shape[2] * source.shape[3]),
-        ("positions of the output", out.shape[0] * out.shape[2] * out.shape[3]),
-        ("elements of weight", weight.numel()),
-        ("patches", slots.numel()),
+        ("positions of the input", source[0] * source[2] * source[3]),
+        ("positions of the output", out[0] * out[2] * out[3]),
+        ("elements of weight", math.prod(weight)),
+        ("patches", math.prod(slots)),
         ("programs", programs),
     ):
         if count > MOST:

@@ -5,10 +5,13 @@ positions. A program adds its share in order and writes one partial sum; a secon
 shares is a function of shapes and of the config table, so that results repeat bit for bit. Hidden neighbours are masked loads.
 """
 
+import functools
+import math
+
 import torch
 import triton
 import triton.language as tl
-from mwm.kernels import conv_configs
+from mwm.kernels import conv_configs, launch
 from mwm.kernels.tile_conv import check_sizes, layers, neighbour, split_ones
 
 LEAST_BLOCKS = 4  # of positions in a share
@@ -139,25 +142,37 @@ def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False, config=Non
     if out.numel() == 0 or grad.numel() == 0 or x.numel() == 0:
         out.zero_()
         return None
-    kind = conv_configs.kind_of(x.dtype, tf32)
-    grid, sizes, constants, options = plan_launch(grad.shape, x.shape, out.shape, geometry, kind, conv_configs.device_name(x.device), config)
-    check_sizes(x, out, grad, slots, grid[0])
-    rows, depth, filters, groups, blocks_n, blocks_k, shares, per_share = sizes
-    strides = grad.shape[1] // constants["ALIGN_OUT"], x.shape[1] // constants["ALIGN_IN"]
+    key = (grad.shape, x.shape, out.shape, slots.shape, tuple(geometry), tf32, x.dtype, x.device, None if config is None else tuple(config.items()))
+    shares = _described(*key)[3]
     sums = out if shares == 1 else torch.empty((shares, out.numel()), dtype=torch.float32, device=out.device)
-    compiled = _tile_conv_weight_kernel[grid](
-        grad, x, coords, slots, sums, rows, slots.shape[1], slots.shape[2], depth, filters, *strides, out.numel(), groups, blocks_n,
-        blocks_k, per_share, PRECISION="tf32" if tf32 else "ieee", **constants, **options,
-    )
+    compiled = _WEIGHT((grad, x, coords, slots, sums), key)
     if shares > 1:
         sum_shares(sums, out)
     return compiled
 
 
+@functools.lru_cache(launch.MOST)
+def _described(grad, x, out, slots, geometry, tf32, dtype, device, config):
+    """What follows from the shapes: (grid, numbers and constants by name, options, number of shares)."""
+    grid, sizes, constants, options = plan_launch(grad, x, out, geometry, conv_configs.kind_of(dtype, tf32), conv_configs.device_name(device),
+                                                  None if config is None else dict(config))
+    check_sizes(x, out, grad, slots, grid[0])
+    values = dict(zip(("rows", "depth", "filters", "groups", "blocks_n", "blocks_k", "shares", "per_share"), sizes, strict=True))
+    shares = values.pop("shares")
+    values |= dict(grid_h=slots[1], grid_w=slots[2], grad_stride=grad[1] // constants["ALIGN_OUT"], source_stride=x[1] // constants["ALIGN_IN"],
+                   numel=math.prod(out))
+    return grid, values | constants | dict(PRECISION="tf32" if tf32 else "ieee"), options, shares
+
+
+_WEIGHT = launch.Launcher(_tile_conv_weight_kernel, lambda *key: _described(*key)[:3])
+
+
 def sum_shares(sums, out):
     """Add partial sums in order. float32 [shares, numel] -> out, as it lies in memory"""
-    numel = sums.shape[1]
-    _sum_shares_kernel[(triton.cdiv(numel, 512),)](sums, out, numel, sums.shape[0], BLOCK=512, num_warps=4)
+    _SUM((sums, out), (*sums.shape, out.dtype, out.device))
+
+
+_SUM = launch.Launcher(_sum_shares_kernel, lambda shares, numel, dtype, device: ((-(-numel // 512),), dict(numel=numel, shares=shares, BLOCK=512), dict(num_warps=4)))
 
 
 def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device, config=None):
@@ -171,9 +186,9 @@ def plan_launch(grad_shape, x_shape, out_shape, geometry, kind, device, config=N
     aligned = conv_configs.alignment(depth, x_shape[1]), conv_configs.alignment(filters, grad_shape[1])
     config = config or conv_configs.pick("tile_conv", "grad_weight", kind, rows, filters, depth, device, not flat and min(aligned) == 1)
     taps = kernel_h * kernel_w
-    blocks_n = triton.cdiv(filters, config["block_n"])
-    blocks_k = triton.cdiv(taps * depth, config["block_k"]) if flat else taps * triton.cdiv(depth, config["block_k"])
-    shares, per_share = shares_of(triton.cdiv(rows, config["block_m"]), blocks_n * blocks_k * groups, config["programs"], out_shape[0] * depth * taps)
+    blocks_n = -(-filters // config["block_n"])
+    blocks_k = -(-taps * depth // config["block_k"]) if flat else taps * -(-depth // config["block_k"])
+    shares, per_share = shares_of(-(-rows // config["block_m"]), blocks_n * blocks_k * groups, config["programs"], out_shape[0] * depth * taps)
     constants = dict(
         ALIGN_IN=aligned[0], ALIGN_OUT=aligned[1],
         EDGE=x_shape[2], LATTICE=lattice, KH=kernel_h, KW=kernel_w, STRIDE=stride, DH=dilation_h, DW=dilation_w, TOP=top, LEFT=left, FLAT=flat,
