@@ -20,6 +20,7 @@ from mwm.kernels import conv_configs, tile_conv, tile_conv_weight
 from torch import Tensor
 
 from mwm import ops
+from mwm.ops.tile_conv_gpu import repeatable
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 HIDDEN, GRID, BATCH = 0.6, (7, 7), 128
@@ -104,16 +105,21 @@ class Trial:
         return out, tile_conv_weight.grad_weight(self.grad, self.x, *place, out, config=config)
 
     def dense(self, direction: str) -> Callable[[], object]:
-        """The dense convolution, with unpacking and packing."""
+        """The dense convolution, with unpacking and packing, as `tile_conv` would run it."""
         layer, plan, pad = self.layer, self.plan, self.layer.geometry[3]
         like = ops.unpack_tiles(self.x, plan)
 
         def backward(which: int) -> Tensor:
             wanted, grad, x = [which == 0, which == 1, False], ops.unpack_tiles(self.grad, plan), like if which == 0 else ops.unpack_tiles(self.x, plan)
-            return torch.ops.aten.convolution_backward(grad, x, self.weight, None, [layer.stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, wanted)[which]
+            with repeatable():
+                return torch.ops.aten.convolution_backward(grad, x, self.weight, None, [layer.stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, wanted)[which]
+
+        def forward() -> Tensor:
+            with repeatable():
+                return torch.nn.functional.conv2d(ops.unpack_tiles(self.x, plan), self.weight, None, layer.stride, pad)
 
         if direction == "forward":
-            return lambda: ops.pack_tiles(torch.nn.functional.conv2d(ops.unpack_tiles(self.x, plan), self.weight, None, layer.stride, pad), plan)
+            return lambda: ops.pack_tiles(forward(), plan)
         return (lambda: ops.pack_tiles(backward(0), plan)) if direction == "grad_input" else lambda: backward(1)
 
 

@@ -6,7 +6,8 @@ convolution is faster), "triton" (implicit GEMM; depthwise too), "cuda" (depthwi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -157,10 +158,25 @@ def _margins(geometry: list[int]) -> tuple[list[int], list[int], bool]:
     return [top, left] if even else [0, 0], [left, right, top, bottom], not even
 
 
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Inside, cuDNN takes algorithms only that give the same bits every time, whatever the user allows elsewhere."""
+    before = torch.backends.cudnn.deterministic
+    if before:
+        yield
+        return
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def _dense_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
     padding, sides, uneven = _margins(geometry)
     x = torch.nn.functional.pad(x, sides) if uneven else x
-    return torch.nn.functional.conv2d(x, channels_last(weight), bias, geometry[0], padding, geometry[1:3], geometry[7])
+    with repeatable():
+        return torch.nn.functional.conv2d(x, channels_last(weight), bias, geometry[0], padding, geometry[1:3], geometry[7])
 
 
 def _dense_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: list[int], which: int) -> Tensor:
@@ -170,7 +186,8 @@ def _dense_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: list[int]
         x = torch.nn.functional.pad(x, (left, right, top, bottom)) if which else x[:, :, :1, :1].expand(-1, -1, height, width)
     wanted = [which == 0, which == 1, False]
     strides, dilation = [geometry[0]] * 2, geometry[1:3]
-    found = torch.ops.aten.convolution_backward(grad, x, channels_last(weight), None, strides, padding, dilation, False, [0, 0], geometry[7], wanted)[which]
+    with repeatable():
+        found = torch.ops.aten.convolution_backward(grad, x, channels_last(weight), None, strides, padding, dilation, False, [0, 0], geometry[7], wanted)[which]
     if uneven and not which:
         found = found[:, :, top : found.shape[2] - bottom, left : found.shape[3] - right]
     return found
