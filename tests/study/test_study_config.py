@@ -57,6 +57,7 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
     ({"blocks": [{"data": "a", "arms": ["regoin"], "tasks": ["probe"]}]}, "Did you mean 'region'"),
     ({"blocks": [{"data": "a", "arms": ["region"], "tasks": ["clasify"]}]}, "block.tasks must be among"),
     ({"source": {"name": "tiny"}}, "must not be tiny"),
+    ({"source": {"name": "threshold", "step": 3}}, "Did you mean 'steps'"),
     ({"source": {"name": "bottleneckk"}}, "does not have"),
     ({"pretrain": {"seed": 3}}, "which the study sets"),
     ({"keep": "everything"}, "keep must be results | encoder | all"),

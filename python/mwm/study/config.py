@@ -127,7 +127,7 @@ class StudyConfig:
 
     def source_of(self, data: str) -> Source:
         """Where the regions of a data set come from."""
-        return Source(**{"prompt": self.data[data].prompt, **self.source, **self.data[data].source})
+        return Source(**_known({"prompt": self.data[data].prompt, **self.source, **self.data[data].source}, Source, f"the region source of {data}"))
 
     def pretrain_config(self, data: str, **more: Any) -> PretrainConfig:
         """The pre-training of a data set; `more` wins."""

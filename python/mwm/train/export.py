@@ -44,8 +44,7 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std. [B, C, H, W] -> [B, C, H, W]"""
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1).to(images.device, non_blocking=True) for values in (self.mean, self.std))
         return (images - mean) / std
 
 
