@@ -6,12 +6,13 @@ As shipped means float32 with torch's defaults, under which cuDNN's convolutions
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import torch
 from mwm.bench.bench_step import HIGH, StepSides
 from mwm.bench.gpu_bars import SHIPPED, SHIPPED_BF16
-from mwm.bench.gpu_timing import event_timed, graph_timed
+from mwm.bench.gpu_timing import event_timed, graph_timed, without_search
 from mwm.bench.harness import Case, Match, Step
 from mwm.bench.settings import Settings
 
@@ -44,12 +45,17 @@ def _fixed_count(sides: StepSides, device: str) -> Step:
     return step
 
 
+@functools.lru_cache(maxsize=1)
+def _sides(name: str, device: str, sizes: tuple[tuple[str, int], ...]) -> StepSides:
+    """One pair of models for all cases: to initialise them takes longer than to time them."""
+    return StepSides(name, device=device, **dict(sizes))
+
+
 def prepare(name: str, device: str, *, ours_bf16: bool, authors_bf16: bool, tf32: bool = False, graph: bool = False, **sizes: int) -> Match:
-    """Both steps and whether they agree, on two images."""
-    small = StepSides(name, device=device, **{**sizes, "batch": 2})
-    check = small.check(ours_bf16=ours_bf16, authors_bf16=authors_bf16, loose=device != "cpu")
-    del small
-    sides = StepSides(name, device=device, **sizes)
+    """Both steps, and whether they agree on two of the images."""
+    sides = _sides(name, device, tuple(sorted(sizes.items())))
+    with without_search():
+        check = sides.check(ours_bf16=ours_bf16, authors_bf16=authors_bf16, loose=device != "cpu")
     rival = SHIPPED_BF16 if authors_bf16 else SHIPPED
     step = _fixed_count(sides, device) if graph else sides.our_step(bf16=ours_bf16)
     mine = graph_timed(step, device) if graph else event_timed(_with_tf32(step) if tf32 else step, device)

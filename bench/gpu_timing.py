@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from mwm.bench.harness import Reading, Step, timed
 
 _SHORTEST = 20.0  # ms of one timed stretch; shorter steps are repeated until they fill it
 _MOST = 500  # repeats
+
+
+@contextlib.contextmanager
+def without_search() -> Iterator[None]:
+    """Inside, cuDNN takes the algorithm that it expects to be the fastest: for checks on two images, whose shapes are never timed."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def event_timed(step: Step, device: str) -> Reading:
