@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mwm.data import ReadSettings, Record
-from mwm.transfer.coco import decode
+from mwm.transfer.coco import decode, encode
 from mwm.transfer.config import TransferError
 from mwm.transfer.detect_objects import check_boxes, coco_truth, components, extent, instances, objects_of_case
 from mwm.transfer.labelled import Case
@@ -110,3 +110,17 @@ def test_truth_has_areas_of_masks_where_there_are_some(tmp_path: Path) -> None:
     assert truth["annotations"][0]["bbox"] == [2, 2, 6, 6]
     assert coco_truth([found], ["i.png"], ["tumour"], masks=False)["annotations"][0]["area"] == 36
     assert truth["images"] == [{"id": 1, "file_name": "i.png", "width": 60, "height": 40}]
+
+
+def test_crowd_without_a_mask_is_ignored_as_its_box() -> None:
+    from mwm.transfer.coco_metrics import figures, match
+    from mwm.transfer.detect_objects import Objects
+
+    mask = blank()
+    mask[2:8, 2:8] = True
+    found = Objects((40, 60), ("a", "a"), np.array([[2.0, 2, 8, 8], [20, 10, 50, 30]]), (encode(mask), None), (False, True))
+    truth = coco_truth([found], ["i.png"], ["a"], masks=True)
+    inside = blank()
+    inside[12:20, 25:40] = True
+    results = [{"image_id": 1, "category_id": 1, "score": score, "segmentation": encode(part), "bbox": [0, 0, 1, 1]} for score, part in ((0.9, inside), (0.5, mask))]
+    assert figures(match(truth, results, "segm"))[0] == pytest.approx(1.0)

@@ -129,9 +129,11 @@ class SceneBatches:
     """
 
     def __init__(self, scenes: Sequence[Scene], classes: Sequence[str], preprocessing: Preprocessing, device: torch.device, *, masks: bool) -> None:
-        self.scenes, self.preprocessing, self.device = list(scenes), preprocessing, device
+        self.scenes, self.device = list(scenes), device
         self.images = torch.stack([scene.image for scene in scenes]).to(device)
         self.ids = [scene.case.record.id for scene in scenes]
+        # On the device once: made in every step they would make the host wait for it.
+        self._mean, self._std = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         # Boxes stay on the host, where it is known without waiting which of them a crop still shows.
         self.boxes = [scene.boxes for scene in scenes]
         self.labels = [torch.tensor([classes.index(name) + 1 for name in scene.names], dtype=torch.int64) for scene in scenes]
@@ -154,7 +156,7 @@ class SceneBatches:
         if theta is not None:
             images = warp(images, theta.to(self.device))
         targets = self._targets(rows, theta)
-        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last), targets
+        return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last), targets
 
     def _targets(self, rows: Sequence[int], theta: Tensor | None) -> list[dict[str, Tensor]]:
         size = (int(self.images.shape[2]), int(self.images.shape[3]))

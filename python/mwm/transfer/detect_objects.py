@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwm.data import ReadSettings, match_size, read_record_mask
-from mwm.transfer.coco import CocoImage, Rle, decode, encode, is_number
+from mwm.transfer.coco import CocoImage, Rle, decode, encode, is_number, to_xywh
 from mwm.transfer.config import TransferError
 from mwm.transfer.labelled import Case
 
@@ -190,22 +190,27 @@ def coco_truth(objects: Sequence[Objects], files: Sequence[str], classes: Sequen
         objects: Per image.
         files: Name of each image.
         classes: Names of the categories.
-        masks: Whether every object has a mask, which then gives its area; else the box does.
+        masks: Whether every object has a mask, which then gives its area; else the box does. Crowds may lack one.
     """
-    from mwm.transfer.coco import to_xywh
-
     number = {name: k + 1 for k, name in enumerate(classes)}
     images = [{"id": k + 1, "file_name": file, "width": item.size[1], "height": item.size[0]} for k, (file, item) in enumerate(zip(files, objects, strict=True))]
     annotations = []
     for k, item in enumerate(objects):
         for name, box, rle, crowd in zip(item.names, item.boxes, item.masks, item.crowd, strict=True):
             row = {"id": len(annotations) + 1, "image_id": k + 1, "category_id": number[name], "bbox": to_xywh(box), "iscrowd": int(crowd)}
-            if masks and rle is not None:
+            if masks:
+                rle = rle or encode(_filled(box, item.size))  # only a crowd may lack one here
                 row |= {"segmentation": rle, "area": int(decode(rle).sum())}
             else:
                 row["area"] = row["bbox"][2] * row["bbox"][3]
             annotations.append(row)
     return {"images": images, "annotations": annotations, "categories": [{"id": k, "name": name} for name, k in number.items()]}
+
+
+def _filled(box: NDArray, size: tuple[int, int]) -> NDArray:
+    mask = np.zeros(size, bool)
+    mask[int(box[1]) : int(np.ceil(box[3])), int(box[0]) : int(np.ceil(box[2]))] = True
+    return mask
 
 
 def _numbers(box: NDArray) -> str:

@@ -47,11 +47,14 @@ class ObjectFinder:
         self.stored = read_model(results)
         if self.stored.task != "detect":
             raise TransferError(f"predict: RESULTS must be of task detect, got {self.stored.task}. Give another folder.")
+        masks, width = self.stored.facts.get("masks"), self.stored.facts.get("width")
+        if not isinstance(masks, bool) or not isinstance(width, int) or not 16 <= width <= 4096:
+            raise TransferError(f"predict: model.json of {Path(results).name} must tell masks and width of the detector, got {masks!r} and {width!r}. Run mwm finetune again.")
         self.classes, self.preprocessing = self.stored.classes, self.stored.preprocessing
         self.settings, self.device = ReadSettings.from_dict(self.preprocessing.read), pick_device(device)
         plain = full_model(self.stored.encoder, self.preprocessing.channels, 1)
         encoder = Encoder(plain, self.stored.encoder, head_keys(self.stored.encoder, plain), (), self.preprocessing)
-        self.model = build_detector(encoder, len(self.classes), masks=bool(self.stored.facts["masks"]), width=int(self.stored.facts["width"]))
+        self.model = build_detector(encoder, len(self.classes), masks=masks, width=width)
         try:
             self.model.load_state_dict(read_weights(results))
         except RuntimeError as error:
