@@ -101,7 +101,8 @@ def overlay_gallery(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]], se
         for k in fresh:
             image = read_image(cases[k].record, replace(settings, size=None))
             row = rows[k]
-            cells.append(view.Cell(contours(image.numpy(), row["truth"], row["predicted"]), f"Dice {row['dice']:.2f}, HD95 {row['hd95']:.1f} {unit}"))
+            words = f"HD95 {row['hd95']:.1f} {unit}" if row["predicted_pixels"] and row["truth_pixels"] else "nothing found" if row["truth_pixels"] else "nothing to find"
+            cells.append(view.Cell(contours(image.numpy(), row["truth"], row["predicted"]), f"Dice {row['dice']:.2f}, {words}"))
         if cells:
             sheet.add(f"{words} of {len(order)}" + (f" ({legend()})" if words == "Best" else ""), *cells)
     return sheet.image()
