@@ -6,10 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from drawn import rows_with_patients, with_splits, write_index
 from PIL import Image
 
+from mwm.data import ReadSettings, read_image
+from mwm.data.signature import look_alikes, signature
 from mwm.transfer import FinetuneConfig, TransferError, finetune
 from mwm.transfer.prepare import prepare
 
@@ -39,6 +42,16 @@ def test_a_recompressed_copy_in_another_split_is_refused_unless_allowed(run: Pat
 def test_alike_images_of_one_split_are_no_leak(run: Path, index: Path) -> None:
     name_of(index, "train", 5).write_bytes(name_of(index, "train").read_bytes())
     assert not any("LEAK" in note for note in prepare(settings(run, index)).data.notes)
+
+
+def test_borders_of_padded_images_are_no_leak(run: Path, tmp_path: Path) -> None:
+    index = write_index(tmp_path, with_splits(rows_with_patients()))
+    rng = np.random.default_rng(0)
+    for file in (tmp_path / "images").iterdir():  # wide and bright: padded to a square, the edge of the border is stronger than what it holds
+        Image.fromarray(np.clip(np.kron(rng.normal(225, 6, (4, 10)), np.ones((6, 6))), 0, 255).astype(np.uint8)).save(file)
+    data = prepare(settings(run, index)).data
+    padded = np.stack([signature(read_image(case.record, ReadSettings(size=(32, 32)), channels=1)) for case in data.cases])
+    assert look_alikes(padded, [case.patient for case in data.cases], [case.split for case in data.cases])
 
 
 def test_a_share_of_the_labels_leaves_val_and_test_whole_and_is_noted(run: Path, tmp_path: Path) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
-from mwm.data import ReadSettings, SkippedFiles
+from mwm.data import ReadSettings, SkippedFiles, read_image
 from mwm.data.signature import look_alikes, signature
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.fractions import keep_fraction, unit
-from mwm.transfer.images import LEVELS, decode_cases, threads
+from mwm.transfer.images import decode_cases, threads
 from mwm.transfer.labelled import SPLITS, Labelled, read_labelled
 from mwm.transfer.start import Start, open_start
 
@@ -46,12 +45,13 @@ def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
         TransferError: the data do not fit the task, or leak from one split into another.
     """
     start = open_start(config)
+    settings = ReadSettings.from_dict(start.preprocessing.read)
     data = read_labelled(config.data, need=need, labels=config.label_names, masks=config.masks if need == "mask" else None, val_share=config.val_share,
-                         test_share=config.test_share, seed=config.seed, allow_leak=config.allow_leak, settings=ReadSettings.from_dict(start.preprocessing.read))
+                         test_share=config.test_share, seed=config.seed, allow_leak=config.allow_leak, settings=settings)
     data = replace(data, notes=(*data.notes, *start.notes))
     decoded, skipped = decode_cases(data.cases, start.preprocessing, strict=config.strict, progress=config.progress, workers=config.workers)
     data = data.keep(decoded)
-    data = replace(data, notes=(*data.notes, *leaks(data, decoded, allow=config.allow_leak)))
+    data = replace(data, notes=(*data.notes, *refuse_leaks(data, settings, allow=config.allow_leak, workers=config.workers)))
     start = start.fed(decoded, data.of("train"))
     data = few_labels(data, config)
     if config.progress:
@@ -62,20 +62,23 @@ def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
     return Prepared(start, data, decoded, skipped)
 
 
-def leaks(data: Labelled, decoded: Mapping[str, Tensor], *, allow: bool) -> list[str]:
+def refuse_leaks(data: Labelled, settings: ReadSettings, *, allow: bool, workers: int = 0) -> list[str]:
     """Refuse near-identical images in two splits, or note them where they are allowed.
 
+    Images are read again, without a border or a crop: the borders of padded images are alike, whatever lies between them.
+
     Args:
-        data: With splits.
-        decoded: Images by name, int16 [C, H, W].
+        data: With splits; all images readable.
+        settings: How they are read; size and aspect are not used.
         allow: Note instead of refusing.
+        workers: Threads; 0 = one per CPU, at most 8.
 
     Raises:
         TransferError: with the number of pairs and the first of them.
     """
-    cases = data.cases
-    with ThreadPoolExecutor(threads(0)) as pool:
-        signatures = list(pool.map(lambda case: signature(decoded[case.record.name].float() / LEVELS), cases))
+    cases, plain = data.cases, replace(settings, aspect="stretch", size=(64, 64))
+    with ThreadPoolExecutor(threads(workers)) as pool:
+        signatures = list(pool.map(lambda case: signature(read_image(case.record, plain, channels=1)), cases))
     found = look_alikes(np.stack(signatures), [unit(case) for case in cases], [case.split for case in cases])
     if not found:
         return []
@@ -84,6 +87,11 @@ def leaks(data: Labelled, decoded: Mapping[str, Tensor], *, allow: bool) -> list
         raise TransferError(f"finetune: images of two splits must differ, got {len(found)} near-identical pairs (the first: {first.record.name} in {first.split}, "
                             f"{second.record.name} in {second.split}). Put both into one split, remove one, or add --allow-leak.")
     return [f"LEAK allowed: {len(found)} pairs of near-identical images lie in two splits; figures of the test are too good."]
+
+
+def leaks(data: Labelled, decoded: object, *, allow: bool) -> list[str]:
+    """`refuse_leaks` of images read with the default settings."""
+    return refuse_leaks(data, ReadSettings(), allow=allow)
 
 
 def few_labels(data: Labelled, config: FinetuneConfig) -> Labelled:
