@@ -26,8 +26,6 @@ from mwm.transfer.config import FinetuneConfig
 from mwm.transfer.labelled import SPLITS, Labelled
 from mwm.transfer.metrics import METRICS, auroc, confusion
 from mwm.transfer.stored import StoredModel, write_model
-from mwm.view.calibration import calibration_chart
-from mwm.view.roc import roc_chart
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         write_history(temporary / "history.csv", outcome.history)
         truth, probabilities = np.array([case.label for case in test]), outcome.probabilities["test"]
         view.save(view.confusion_matrix(counts, data.classes, title=f"{outcome.method}, test: {len(test)} images"), temporary / "confusion.png")
-        view.save(roc_chart(truth, probabilities, data.classes, notes=_areas(figures["test"], truth, probabilities)).image(), temporary / "roc.png")
-        view.save(calibration_chart(truth, probabilities).image(), temporary / "calibration.png")
+        view.save(view.roc_chart(truth, probabilities, data.classes, notes=_areas(figures["test"], truth, probabilities)).image(), temporary / "roc.png")
+        view.save(view.calibration_chart(truth, probabilities).image(), temporary / "calibration.png")
         stored = StoredModel(config.task, outcome.method, encoder.name, data.classes, encoder.preprocessing, outcome.facts)
         write_model(temporary, stored, outcome.weights if config.store_weights else None)
         for name, tensors in outcome.extra.items() if config.store_weights else ():
