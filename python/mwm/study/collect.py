@@ -119,9 +119,9 @@ def collect(out: str | Path) -> Collected:
             found.failed.append((data, arm, seed, str(facts.get("error") or "no reason given")))
             found.rows.append(_row(cell, facts, {}, status="failed", error=facts.get("error")))
             continue
+        if facts.get("status") != "done":
+            continue  # still running, or killed: the same command goes on with it
         tasks = sorted(path.parent for path in cell.glob("*/metrics.json"))
-        if not tasks:
-            continue
         if data not in found.folds:
             found.folds[data] = read_fold_patients(root / "folds" / data)
         patients = found.folds[data].test.get(int(facts.get("fold", seed)))
