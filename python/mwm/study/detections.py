@@ -1,14 +1,15 @@
 """Average precision of out-of-fold detections as a function of how often each patient counts.
 
 Scores of the folds' models are not on one scale, so AP is computed in each fold and averaged with the folds' objects as weights. Matching is done
-once; a draw only changes how often each image counts.
+once; a draw only changes how often each image counts. Objects of all sizes; AP by size of single folds is in their metrics.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from mwm.study.endpoints import Statistic
 from mwm.study.errors import StudyError
-from mwm.transfer.coco_metrics import FIGURES, Matches, figures, match
+from mwm.transfer.coco_metrics import Matches, average_precision, match
 
 KINDS = {"box": "bbox", "mask": "segm"}
+FIGURES = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
+"""Thresholds of each figure, of the ten from 0.5 to 0.95."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,11 @@ class FoldMatches:
     """Matches of one fold.
 
     Attributes:
-        tables: By kind ("box", "mask"): from `coco_metrics.match`.
+        tables: By kind ("box", "mask"): matches of each class.
         patient: Of each image, in the order of the image ids.
     """
 
-    tables: dict[str, list[list[Matches]]]
+    tables: dict[str, list[Matches]]
     patient: tuple[str, ...]
 
 
@@ -39,6 +42,7 @@ class Detections:
     """Out-of-fold detections of one arm, by fold."""
 
     folds: dict[int, FoldMatches]
+    _seen: dict[bytes, NDArray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def patients(self) -> list[str]:
@@ -58,30 +62,34 @@ class Detections:
 
     def only(self, folds: Sequence[int]) -> Detections:
         """Some of the folds."""
-        return Detections({fold: self.folds[fold] for fold in folds})
+        return self if set(folds) == set(self.folds) else Detections({fold: self.folds[fold] for fold in folds})
 
     def statistic(self, endpoint: str) -> Statistic:
         """An endpoint as a function of the patients' counts."""
         kind, _, name = endpoint.partition("_")
+        return lambda counts: self._average(kind, np.asarray(counts).reshape(-1, len(self.patients)))[:, list(FIGURES).index(name)]
+
+    def _average(self, kind: str, counts: NDArray) -> NDArray:
+        """The figures of each draw, kept, because a table asks for one after the other. float64 [R, 3]"""
+        key = blake2b(kind.encode() + counts.astype(np.float64).tobytes(), digest_size=16).digest()
+        if key in self._seen:
+            return self._seen[key]
         place = {patient: k for k, patient in enumerate(self.patients)}
         owners = [np.array([place[name] for name in fold.patient], dtype=np.int64) for fold in self.folds.values()]
-
-        def of(counts: NDArray) -> NDArray:
-            counts = np.asarray(counts).reshape(-1, len(place))
-            values = np.full(len(counts), np.nan)
-            for k, row in enumerate(counts):
-                total = objects = 0.0
-                for owner, fold in zip(owners, self.folds.values(), strict=True):
-                    weights = row[owner]
-                    value = figures(fold.tables[kind], weights)[FIGURES.index(name)]
-                    held = sum(float((weights * areas[0].objects).sum()) for areas in fold.tables[kind])
-                    if held and np.isfinite(value):
-                        total, objects = total + held * value, objects + held
-                if objects:
-                    values[k] = total / objects
-            return values
-
-        return of
+        values = np.full((len(counts), len(FIGURES)), np.nan)
+        for k, row in enumerate(counts):
+            total, objects = np.zeros(len(FIGURES)), 0.0
+            for owner, fold in zip(owners, self.folds.values(), strict=True):
+                weights = row[owner]
+                held = sum(float((weights * matches.objects).sum()) for matches in fold.tables[kind])
+                if held:
+                    precision = np.array([average_precision(matches, weights)[0] for matches in fold.tables[kind]])
+                    total += held * np.array([np.nanmean(precision[:, thresholds]) for thresholds in FIGURES.values()])
+                    objects += held
+            if objects:
+                values[k] = total / objects
+        self._seen[key] = values
+        return values
 
 
 def read_detections(cells: Sequence[tuple[int, Path]], patients: Mapping[int, Mapping[str, str]]) -> Detections:
@@ -104,6 +112,6 @@ def read_detections(cells: Sequence[tuple[int, Path]], patients: Mapping[int, Ma
             raise StudyError(f"collect: test detections must be of the images that fold {fold} tests, got {len(strangers)} others (the first is {strangers[0]!r}). "
                              "Remove the cell and run it again.")
         masks = any("segmentation" in result for result in results) and any(note.get("segmentation") for note in truth["annotations"])
-        tables = {kind: match(truth, results, coco) for kind, coco in KINDS.items() if kind == "box" or masks}
+        tables = {kind: [by_area[0] for by_area in match(truth, results, coco, areas=("all",))] for kind, coco in KINDS.items() if kind == "box" or masks}
         folds[fold] = FoldMatches(tables, tuple(patients[fold][image["file_name"]] for image in images))
     return Detections(folds)
