@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mwm.localize.checkpoints import (
+    content_hash,
+    first_line,
+    hub_answers,
+    image_settings,
+    local_folder,
+    quiet_transformers,
+)
 from mwm.localize.protocol import check_images, default_device
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt")
 
 
 class ClipsegLocalizer:
@@ -46,13 +45,13 @@ class ClipsegLocalizer:
         self.checkpoint = str(checkpoint)
         self.batch_size = batch_size
         self.device = default_device(device)
-        folder = _local_folder(self.checkpoint)
-        processor, model = _load(folder or self.checkpoint, local_only=offline or folder is not None or not _hub_answers())
+        folder = local_folder(self.checkpoint, "clipseg", "CIDAS/clipseg-rd64-refined")
+        processor, model = _load(folder or self.checkpoint, local_only=offline or folder is not None or not hub_answers())
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
-        self._size, self._mean, self._std, self._resample = _image_settings(processor.image_processor)
+        self._size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
-        self.fingerprint = f"clipseg {_content_hash(folder)}" if folder else f"clipseg {self.checkpoint}@{self.model.config._commit_hash}"
+        self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {self.checkpoint}@{self.model.config._commit_hash}"
         self._tokens: dict[str, tuple[list[int], list[int]]] = {}
 
     @torch.no_grad()
@@ -100,41 +99,20 @@ class ClipsegLocalizer:
         return torch.tensor(ids, device=self.device), torch.tensor(seen, device=self.device)
 
 
-def _local_folder(checkpoint: str) -> Path | None:
-    """The folder that the checkpoint names, or None for a hub name."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"clipseg: checkpoint must be a folder with config.json, got {checkpoint!r} without one. Give the folder that save_pretrained wrote.")
-        return path
-    if path.exists() or not _HUB_NAME.fullmatch(checkpoint):
-        raise ValueError(f"clipseg: checkpoint must be a local folder or a hub name owner/model, got {checkpoint!r}. For example CIDAS/clipseg-rd64-refined.")
-    return None
-
-
-def _hub_answers() -> bool:
-    """Whether there is a way to the hub. Its own client tries for half a minute before it says no; a copy on disk serves without."""
-    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    try:
-        urlopen(Request(address, method="HEAD"), timeout=5).close()
-    except HTTPError:
-        return True
-    except URLError as error:
-        return not isinstance(error.reason, (socket.gaierror, ConnectionError, TimeoutError))
-    except (TimeoutError, ConnectionError):
-        return False
-    return True
-
-
 def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
     """Processor and model of a checkpoint; every failure becomes one sentence."""
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
-    from transformers.utils import logging
+    with quiet_transformers(bars=not local_only):  # a download shows its progress; reading a folder takes no time
+        processor, model, report = _read(source, local_only=local_only)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"clipseg: checkpoint must hold all weights of CLIPSeg, got {str(source)!r} without {len(missing)} of them (first: {missing[0]}). "
+                         "A plain CLIP model has no decoder; give a CLIPSeg checkpoint.")
+    return processor, model
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if local_only:  # a download shows its progress; reading a folder takes no time
-        logging.disable_progress_bar()
+
+def _read(source: str | Path, *, local_only: bool) -> tuple[Any, Any, dict[str, Any]]:
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
+
     try:
         options = {"local_files_only": local_only}
         found, _ = CLIPSegConfig.get_config_dict(source, **options)
@@ -150,40 +128,11 @@ def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
     except OSError as error:
         if Path(source).is_dir():
             raise ValueError(f"clipseg: checkpoint must hold config.json, a processor, a tokenizer and weights, got {str(source)!r} without some of them "
-                             f"({_first_line(error)}). Save model and processor with save_pretrained.") from error
-        raise ValueError(f"clipseg: checkpoint {str(source)!r} is neither a local folder nor could it be fetched from the hub ({_first_line(error)}). "
+                             f"({first_line(error)}). Save model and processor with save_pretrained.") from error
+        raise ValueError(f"clipseg: checkpoint {str(source)!r} is neither a local folder nor could it be fetched from the hub ({first_line(error)}). "
                          "Check the name and the network, or download it and give the folder.") from error
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("clipseg:"):
             raise
-        raise ValueError(f"clipseg: checkpoint {str(source)!r} cannot be read ({_first_line(error)}). Download or save it again.") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"clipseg: checkpoint must hold all weights of CLIPSeg, got {str(source)!r} without {len(missing)} of them (first: {missing[0]}). "
-                         "A plain CLIP model has no decoder; give a CLIPSeg checkpoint.")
-    return processor, model
-
-
-def _image_settings(processor: Any) -> tuple[tuple[int, int], Tensor, Tensor, str]:
-    """Input size, mean and std [3, 1, 1] and interpolation of the checkpoint's image processor."""
-    size = processor.size
-    edge = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
-    mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return (int(edge[0]), int(edge[1])), mean, std, "bicubic" if int(processor.resample) == 3 else "bilinear"
-
-
-def _content_hash(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).digest())
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200].rstrip(".")
+        raise ValueError(f"clipseg: checkpoint {str(source)!r} cannot be read ({first_line(error)}). Download or save it again.") from error
+    return processor, model, report

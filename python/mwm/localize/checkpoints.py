@@ -1,0 +1,96 @@
+"""Where the weights of a localizer come from: a local folder or a hub name, read without running code of theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import torch
+from torch import Tensor
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+
+def local_folder(checkpoint: str, name: str, example: str, configs: tuple[str, ...] = ("config.json",)) -> Path | None:
+    """The folder that a checkpoint names, or None for a hub name.
+
+    Args:
+        checkpoint: A folder, or owner/model.
+        name: The localizer, for messages.
+        example: A hub name, for messages.
+        configs: Files of which the folder must hold one.
+
+    Raises:
+        ValueError: it is neither, or the folder holds no model.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        if not any((path / config).is_file() for config in configs):
+            raise ValueError(f"{name}: checkpoint must be a folder with {' or '.join(configs)}, got {checkpoint!r} without one. Give the folder that save_pretrained wrote.")
+        return path
+    if path.exists() or not _HUB_NAME.fullmatch(checkpoint):
+        raise ValueError(f"{name}: checkpoint must be a local folder or a hub name owner/model, got {checkpoint!r}. For example {example}.")
+    return None
+
+
+def hub_answers() -> bool:
+    """Whether there is a way to the hub. Its own client tries for half a minute before it says no; a copy on disk serves without."""
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True
+    except URLError as error:
+        return not isinstance(error.reason, (socket.gaierror, ConnectionError, TimeoutError))
+    except (TimeoutError, ConnectionError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def quiet_transformers(*, bars: bool) -> Iterator[None]:
+    """No warnings of transformers on the way; progress bars only where something is downloaded."""
+    from transformers.utils import logging
+
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def image_settings(processor: Any) -> tuple[tuple[int, int], Tensor, Tensor, str]:
+    """Input size, mean and std [3, 1, 1] and interpolation of a checkpoint's image processor."""
+    size = processor.size
+    edge = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+    mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (int(edge[0]), int(edge[1])), mean, std, "bicubic" if int(processor.resample) == 3 else "bilinear"
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of the weights, configuration and vocabulary in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted({path for pattern in _CONTENT for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200].rstrip(".")
