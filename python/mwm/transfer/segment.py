@@ -21,7 +21,7 @@ from mwm.transfer.fit import fit, pick_device
 from mwm.transfer.images import epoch_rows, step_size
 from mwm.transfer.labelled import Labelled, read_labelled
 from mwm.transfer.mask_metrics import image_figures, mask_summary, pointing_hit
-from mwm.transfer.prepare import few_labels, leaks
+from mwm.transfer.prepare import few_labels, refuse_leaks
 from mwm.transfer.pyramid import mask_network, pyramid_groups
 from mwm.transfer.segment_images import MaskedSet, decode_masked, read_settings, to_source
 from mwm.transfer.segment_masks import MaskClasses, mask_classes, read_truth, with_masks
@@ -46,7 +46,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     if not decoded:
         raise TransferError(f"finetune: DATA must hold readable images, got {len(data.cases)} that are not. The first: {next(iter(skipped))[1]}")
     data, pixels = data.keep(decoded), {name: image.image for name, image in decoded.items()}
-    data = replace(data, notes=(*data.notes, *leaks(data, pixels, allow=config.allow_leak)))
+    data = replace(data, notes=(*data.notes, *refuse_leaks(data, settings, allow=config.allow_leak, workers=config.workers)))
     start = start.fed(pixels, data.of("train"))
     if config.label_fraction < 1:
         data = few_labels(data, config)
