@@ -24,7 +24,7 @@ from mwm.transfer.detect_objects import coco_truth
 from mwm.transfer.detect_results import write_detection
 from mwm.transfer.fit import autocast, fit, pick_device
 from mwm.transfer.images import epoch_rows
-from mwm.transfer.prepare import few_labels, leaks
+from mwm.transfer.prepare import few_labels, refuse_leaks
 from mwm.transfer.probe import recalibrate_batchnorm
 from mwm.transfer.pyramid import pyramid_groups, pyramid_of
 from mwm.transfer.start import open_start
@@ -39,14 +39,15 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     pycocotools()  # missed now rather than after the training
     device = pick_device(config.device)
     start = open_start(config)
-    data, describe = read_detection(config, ReadSettings.from_dict(start.preprocessing.read))
+    settings = ReadSettings.from_dict(start.preprocessing.read)
+    data, describe = read_detection(config, settings)
     data = replace(data, notes=(*start.notes, *data.notes))
     scenes, skipped = read_scenes(data.cases, describe, start.preprocessing, strict=config.strict, workers=config.workers, progress=config.progress)
     if not scenes:
         raise TransferError(f"finetune: DATA must hold readable images, got {len(data.cases)} that are not. The first: {next(iter(skipped))[1]}")
     pixels = {name: scene.image for name, scene in scenes.items()}
     data = data.keep(scenes)
-    data = replace(data, notes=(*data.notes, *leaks(data, pixels, allow=config.allow_leak)))
+    data = replace(data, notes=(*data.notes, *refuse_leaks(data, settings, allow=config.allow_leak, workers=config.workers)))
     data = few_labels(data, config)
     data, masks = check_objects(data, scenes, masks=config.detect_masks)
     start = start.fed(pixels, data.of("train"))
