@@ -114,6 +114,13 @@ def test_folders_that_hold_no_such_network_are_refused_in_one_sentence(bright: P
         assert "\n" not in str(caught.value)
 
 
+def test_trained_network_is_never_overwritten_by_its_masks(bright: Path, tmp_path: Path) -> None:
+    (bright / "metrics.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds a trained model"):
+        predict_masks(bright, tmp_path, bright, overwrite=True, device="cpu", progress=False)
+    assert (bright / "model.safetensors").is_file()
+
+
 def test_nothing_is_written_where_nothing_can_be_read(bright: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.png").write_bytes(b"nothing")

@@ -31,7 +31,7 @@ from mwm.transfer.results import new_results, open_results
 from mwm.transfer.segment_images import read_settings, to_source
 from mwm.transfer.segment_masks import MaskClasses
 from mwm.transfer.segment_results import own_names
-from mwm.transfer.stored import StoredModel, read_model, read_weights
+from mwm.transfer.stored import FACTS, StoredModel, read_model, read_weights
 
 Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
@@ -134,6 +134,8 @@ def predict_masks(results: str | Path, images: str | Path | Sequence[Record], ou
         UnreadableImage: with `strict`.
     """
     out = Path(out)
+    if (out / FACTS).exists():
+        raise FileExistsError(f"predict: out must be a folder for masks, got {out}, which holds a trained model. Choose another.")
     open_results(out, overwrite=overwrite)
     segmenter = Segmenter(results, device)
     records = list(read_list(images, split=split, settings=segmenter.settings))
