@@ -25,7 +25,7 @@ HINT = "finetune: detection must have pycocotools, got none. Install it with `pi
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of one class and one range of areas, best first, as far as counting needs them.
+    """Detections of one class and one range of areas, best first, as far as counting needs them: none after the last that found an object.
 
     Attributes:
         image: Image of each detection. int64 [D]
@@ -101,7 +101,11 @@ def _collect(cells: list[dict[str, Any] | None]) -> Matches:
         hit.append(np.asarray(cell["dtMatches"]).reshape(10, -1) > 0)
         counts.append(~np.asarray(cell["dtIgnore"], bool).reshape(10, -1))
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    return Matches(np.concatenate(image)[order], np.concatenate(hit, 1)[:, order], np.concatenate(counts, 1)[:, order], objects)
+    held, counted = np.concatenate(hit, 1)[:, order], np.concatenate(counts, 1)[:, order]
+    # What is ignored everywhere counts nowhere, and what comes after the last hit only lowers a precision that no recall point reads.
+    used = np.flatnonzero(counted.any(0))
+    used = used[: 1 + max(np.flatnonzero((held & counted)[:, used].any(0)), default=-1)]
+    return Matches(np.concatenate(image)[order][used], held[:, used], counted[:, used], objects)
 
 
 def average_precision(matches: Matches, weights: NDArray | None = None) -> tuple[NDArray, NDArray]:
