@@ -9,7 +9,7 @@
 #
 # CONFIG: the study (default studies/main.yaml). DATA: folder of the data sets. STUDY: where it runs (default: a new temporary folder).
 # EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
-# SITE: where mwm is installed; left out: the interpreter has it.
+# ONLY: cells whose name contains this. SITE: where mwm is installed; left out: the interpreter has it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +29,7 @@ echo "seconds,gpu_percent,memory_mib" >"$OUT/gpu.csv"
 ( start=$(date +%s); while sleep 2; do echo "$(($(date +%s) - start)),$(nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits | tr -d ' ')" >>"$OUT/gpu.csv"; done ) &
 WATCH=$!
 trap 'kill $WATCH 2>/dev/null' EXIT
-"$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" >"$OUT/study.log" 2>&1
+"$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" --only "${ONLY:-}" >"$OUT/study.log" 2>&1
 CODE=$?
 cp "$STUDY/workers.log" "$OUT/workers.log" 2>/dev/null
 # Whole cells alone: what a cut left half done is made anew. Folds and regions come along as text: which image was where, and how good the regions were.
