@@ -98,6 +98,11 @@ def test_fake_tensors_never_reach_the_implementation() -> None:
     assert not CALLS
 
 
+def test_meta_tensors_never_reach_the_implementation() -> None:
+    assert _OP(torch.empty(3, 4, device="meta"), torch.empty((), device="meta"), 0.5).shape == (4, 3)
+    assert not CALLS
+
+
 def test_a_subclass_of_tensor_goes_through_the_dispatcher() -> None:
     class Named(Tensor):
         pass

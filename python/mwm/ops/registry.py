@@ -55,9 +55,9 @@ def register(
 
 
 def _eager(args: tuple) -> bool:
-    """Whether these are plain tensors and nothing watches the dispatcher: no mode (fake tensors, tracers, counters), no transform, no tracing."""
+    """Whether these are plain tensors with values, and nothing watches the dispatcher: no mode (fake tensors, tracers, counters), no transform, no tracing."""
     watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
-    return not watched and all(type(value) in _PLAIN or not isinstance(value, torch.Tensor) for value in args)
+    return not watched and all((type(value) in _PLAIN and (value.is_cuda or value.is_cpu)) or not isinstance(value, torch.Tensor) for value in args)
 
 
 def _differentiable(name: str, implementation: Callable, setup_context: Callable | None, backward: Callable) -> type[torch.autograd.Function]:
