@@ -158,7 +158,7 @@ def test_boxes_without_masks_train_a_faster_rcnn_also_from_scratch_in_bf16_with_
     report = json.loads((out / "metrics.json").read_text())
     assert report["method"] == "Faster R-CNN"
     assert "mask_ap" not in report["test"]
-    assert any("no mask" in note for note in report["notes"])
+    assert any("without a mask" in note for note in report["notes"])
     assert not (out / "model.safetensors").exists()
 
 

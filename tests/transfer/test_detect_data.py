@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from drawn_objects import as_coco, write_objects
+from drawn_objects import as_coco, rewrite, write_objects
 
 from mwm.data import ReadSettings
+from mwm.train.export import Preprocessing
 from mwm.transfer.config import FinetuneConfig, TransferError
-from mwm.transfer.detect_data import coco_files, read_detection
+from mwm.transfer.detect_data import check_objects, coco_files, read_detection
+from mwm.transfer.detect_images import read_scenes
 
 pytest.importorskip("pycocotools")
 
@@ -98,3 +100,16 @@ def test_splits_of_one_file_without_any_are_made_by_patient(tmp_path: Path) -> N
         homes.setdefault(case.patient, set()).add(case.split)
     assert all(len(found) == 1 for found in homes.values())
     assert {split for found in homes.values() for split in found} == {"train", "val", "test"}
+
+
+def test_few_images_without_masks_are_left_out_and_many_make_boxes_alone(tmp_path: Path) -> None:
+    index = write_objects(tmp_path / "data", patients=10)
+    for gone, kept, masks in (("p03", 18, True), ("p0", 20, False)):
+        rewrite(index, lambda row, gone=gone: row | {"mask": ""} if row["file"].startswith(f"images/{gone}") else row)
+        data, describe = read_detection(settings(index), ReadSettings())
+        scenes, _ = read_scenes(data.cases, describe, Preprocessing((64, 64), 1, (0.4,), (0.2,), ReadSettings().to_dict()))
+        checked, learnt = check_objects(data, scenes, masks=True)
+        assert (len(checked.cases), learnt) == (kept, masks)
+        assert any("without a mask" in note for note in checked.notes)
+    checked, learnt = check_objects(data, scenes, masks=False)
+    assert (len(checked.cases), learnt) == (20, False)

@@ -92,7 +92,7 @@ class FinetuneConfig:
 
     # detect
     images: str | None = _help(None, "folder that the file names of a COCO file start from (default: where its first image is found: beside the file, or in images/)")
-    detect_masks: bool = _help(True, "learn masks where all objects have one (Mask R-CNN), else boxes alone (Faster R-CNN)")
+    detect_masks: bool = _help(True, "learn masks where most images have them (Mask R-CNN), else boxes alone (Faster R-CNN)")
     detect_width: int = _help(256, "channels of the feature pyramid and of the heads for boxes and masks")
     detect_norm: str = _help("batch", "batch | frozen: batch norms of the encoder learn their statistics, or keep those of the training images (for batches below 8)")
 

@@ -138,15 +138,23 @@ def check_objects(data: Labelled, scenes: Mapping[str, Scene], *, masks: bool) -
     Args:
         data: With splits.
         scenes: By name.
-        masks: Whether masks are wanted.
+        masks: Whether masks are wanted. Images with objects that lack one are left out where they are few; where they are half and more, boxes alone are learnt.
 
     Returns:
-        The data with the classes of the objects, and whether masks can be learnt.
+        The data with the classes of the objects, and whether masks are learnt.
 
     Raises:
         TransferError: train, val or test holds no object, or a class only occurs outside train.
     """
     notes = []
+    bare = {case.record.name for case in data.cases if _lacks_masks(scenes[case.record.name].objects)}
+    marked = sum(bool(scenes[case.record.name].objects.names) for case in data.cases)
+    if masks and bare and 2 * len(bare) < marked:
+        notes.append(f"{len(bare)} of {marked} images hold objects without a mask and are left out; --no-detect-masks keeps them.")
+        data = replace(data, cases=tuple(case for case in data.cases if case.record.name not in bare))
+    elif masks and bare:
+        notes.append(f"{len(bare)} of {marked} images hold objects without a mask: boxes alone are learnt (Faster R-CNN).")
+        masks = False
     objects = {split: [scenes[case.record.name].objects for case in data.of(split)] for split in SPLITS}
     present = {split: {name for item in objects[split] for name, crowd in zip(item.names, item.crowd, strict=True) if not crowd} for split in SPLITS}
     for split in SPLITS:
@@ -170,9 +178,10 @@ def check_objects(data: Labelled, scenes: Mapping[str, Scene], *, masks: bool) -
         notes.append(f"{lost} training objects are cut off or smaller than a pixel at the network's size and are not learnt.")
     if not any(scenes[case.record.name].names for case in data.of("train")):
         raise TransferError("finetune: objects of train must show at the network's size, got none that does. Take a larger --image-size, or --aspect pad.")
-    bare = sum(rle is None for item in everything for rle, crowd in zip(item.masks, item.crowd, strict=True) if not crowd)
-    if masks and bare:
-        total = sum(len(item.names) for item in everything)
-        notes.append(f"{bare} of {total} objects have no mask: boxes alone are learnt (Faster R-CNN).")
     classes = tuple(sorted(present["train"]))
-    return replace(data, classes=classes, notes=(*data.notes, *notes)), masks and not bare
+    return replace(data, classes=classes, notes=(*data.notes, *notes)), masks
+
+
+def _lacks_masks(objects: Objects) -> bool:
+    """Whether an object that is no crowd has no mask."""
+    return any(rle is None and not crowd for rle, crowd in zip(objects.masks, objects.crowd, strict=True))
