@@ -89,11 +89,6 @@ def refuse_leaks(data: Labelled, settings: ReadSettings, *, allow: bool, workers
     return [f"LEAK allowed: {len(found)} pairs of near-identical images lie in two splits; figures of the test are too good."]
 
 
-def leaks(data: Labelled, decoded: object, *, allow: bool) -> list[str]:
-    """`refuse_leaks` of images read with the default settings."""
-    return refuse_leaks(data, ReadSettings(), allow=allow)
-
-
 def few_labels(data: Labelled, config: FinetuneConfig) -> Labelled:
     """The data with the labels of a share of the training patients (`label_fraction`) and a note that says so; the other training images are left out."""
     if config.label_fraction >= 1:
