@@ -1,6 +1,7 @@
-"""From the measured rows to `bench/RESULTS.md` and its pictures.
+"""From the measured rows to `bench/RESULTS.md` and its pictures, and to `bench/RESULTS_GPU.md`.
 
     python -m mwm.bench.report [--csv bench/results/cpu.csv] [--out bench/RESULTS.md]
+    python -m mwm.bench.report --csv bench/results/gpu.csv --out bench/RESULTS_GPU.md
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mwm.bench import plots
 from mwm.bench.bars import BARS, Bar
+from mwm.bench.gpu_bars import BARS as GPU_BARS
 from mwm.bench.rows import Row, read_csv, score_words
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +30,29 @@ TITLES = {
     "threads": "One thread and two",
     "layers": "Single layers",
 }
+GPU_TITLES = {
+    "gpu encoder": "Encoder, forward + backward, bfloat16",
+    "gpu step": "Whole pre-training step",
+    "gpu memory": "Peak memory of the encoder step",
+    "gpu masks": "Masks, plans, packing",
+    "gpu depthwise": "Depthwise convolutions",
+    "gpu layers": "Single layers",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What differs between the pages: title, rows' file, what measured them, bars, titles of benches."""
+
+    title: str
+    csv: str
+    made: str
+    bars: Sequence[Bar]
+    titles: dict[str, str]
+
+
+CPU_PAGE = Page("Measured on the CPU", "results/cpu.csv", "`mwm bench all --csv bench/results/cpu.csv`", BARS, TITLES)
+GPU_PAGE = Page("Measured on a GPU", "results/gpu.csv", "`bench/on_gpu.sh` and `python -m mwm.bench.gpu_suite`", GPU_BARS, GPU_TITLES)
 ENVIRONMENT = ("cpu", "isa", "threads", "torch", "python", "commit", "date")
 
 
@@ -38,16 +64,21 @@ def report(rows: Sequence[Row], pictures: dict[str, str]) -> str:
         pictures: "cost", "layers", "memory" -> address of the picture; left out where there is none.
     """
     rows = [row for row in rows if not row.case.startswith("smoke")]
+    page = GPU_PAGE if rows and rows[0].bench in GPU_TITLES else CPU_PAGE
     lost = [row for row in rows if row.score_is == "rival / ours" and row.score < 1]
-    text = ["# Measured on the CPU", "",
-            "Written by `python -m mwm.bench.report` from [the rows](results/cpu.csv) that `mwm bench all --csv bench/results/cpu.csv` measured; do not edit.",
+    text = [f"# {page.title}", "",
+            f"Written by `python -m mwm.bench.report` from [the rows]({page.csv}) that {page.made} measured; do not edit.",
             "Before anything is timed, both sides are run and their results compared; the sides then run in turn in one process, and the median of the "
-            "pairs' ratios is quoted, with quartiles. Times are medians.", "", *_environment(rows), "", "## Bars", "", *_bars(rows), ""]
-    missed = [bar for bar in BARS if (worst := _worst(bar, rows)) is not None and not bar.met(worst.score)]
+            "pairs' ratios is quoted, with quartiles. Times are medians.", ""]
+    if page is GPU_PAGE:
+        text += ['"graph" is the time of the kernels alone, a CUDA graph replayed; "eager" has the launches from Python. Weights are float32 under autocast in '
+                 "the encoder rows, as in training, and bfloat16 in those of single layers.", ""]
+    text += [*_environment(rows), "", "## Bars", "", *_bars(rows, page.bars), ""]
+    missed = [bar for bar in page.bars if (worst := _worst(bar, rows)) is not None and not bar.met(worst.score)]
     text += [f"Missed: {'; '.join(bar.text for bar in missed) if missed else 'none of the measured ones'}.", ""]
     text += ["## Where it loses", ""]
     text += [*_table(lost, verdict=False), ""] if lost else ["No row is slower than its rival.", ""]
-    for bench, title in TITLES.items():
+    for bench, title in page.titles.items():
         found = [row for row in rows if row.bench == bench]
         if not found:
             continue
@@ -74,9 +105,9 @@ def _worst(bar: Bar, rows: Sequence[Row]) -> Row | None:
     return (min if bar.sign == ">=" else max)(found, key=lambda row: row.score) if found else None
 
 
-def _bars(rows: Sequence[Row]) -> list[str]:
+def _bars(rows: Sequence[Row], bars: Sequence[Bar]) -> list[str]:
     lines = ["| work | bar | measured | quartiles | |", "|---|---|---|---|---|"]
-    for bar in BARS:
+    for bar in bars:
         worst = _worst(bar, rows)
         goal = bar.words() + (f", aim {bar.aim}" if bar.aim else "")
         if worst is None:

@@ -79,3 +79,14 @@ def test_the_page_and_its_pictures_follow_from_the_table_alone(tmp_path: Path) -
 @pytest.mark.parametrize("chart", [plots.cost_chart, plots.layers_chart, plots.memory_chart])
 def test_no_rows_no_picture(chart) -> None:
     assert chart([]) is None
+
+
+def test_rows_of_a_gpu_make_a_page_with_their_own_bars() -> None:
+    rows = [replace(ENCODER, bench="gpu encoder", case=f"resnet50, 60 % hidden, {how}", score=score, cpu="NVIDIA H100", isa="sm_90")
+            for how, score in (("graph", 2.13), ("eager", 0.56))]
+    page = report(rows, {})
+    assert page.startswith("# Measured on a GPU") and "results/gpu.csv" in page and "NVIDIA H100" in page
+    assert bar_line("ResNet-50 and ConvNeXt-S encoder step against dense, graphed", page).endswith("| met |")
+    assert "**missed**" in bar_line("ResNet-50 and ConvNeXt-S encoder step against dense, eager", page)
+    assert "resnet50, 60 % hidden, eager" in page.split("## Where it loses")[1].split("##")[0]
+    assert "not measured" in bar_line("depthwise 7x7 against cuDNN", page)
