@@ -10,6 +10,7 @@ from PIL import Image
 
 from mwm.data import open_regions, read_list
 from mwm.localize import list_localizers, run_localize
+from mwm.localize.presets import PRESETS
 
 
 @pytest.fixture
@@ -37,10 +38,13 @@ def test_masks_need_no_prompt(scans: Path, tmp_path: Path) -> None:
     assert report.images == 3
 
 
-def test_list_names_every_localizer(capsys: pytest.CaptureFixture) -> None:
+def test_list_names_every_localizer_and_every_preset(capsys: pytest.CaptureFixture) -> None:
     assert run_localize(list=True) is None
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list_localizers()
+    gap = lines.index("")
+    assert [line.split()[0] for line in lines[:gap]] == list_localizers()
+    assert [line.split()[0] for line in lines[gap + 2 :]] == list(PRESETS)
+    assert all("untested here" in line for line in lines[gap + 2 :])
 
 
 def test_missing_images_or_prompt_end_in_one_sentence(scans: Path, tmp_path: Path, clipseg_folder: Path) -> None:

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # import-mode importlib does not
 from drawn_regions import write_set
 
 from mwm.data import ReadSettings, open_regions, read_list
-from mwm.study import sources
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.sources import ARMS, Source, arm, region_fields
@@ -137,7 +136,7 @@ def test_meta_says_what_the_regions_are(kept: Path) -> None:
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"name": "tiny", "prompt": "x"}, "must not be tiny, whose shipped weights have learnt"),
-    ({"name": "bottleneck", "prompt": "x"}, "got 'bottleneck', a localizer that this version of mwm does not have"),
+    ({"name": "oracle", "prompt": "x"}, "got 'oracle', a localizer that this version of mwm does not have"),
     ({"name": "crossfit"}, "must have a prompt"),
 ])
 def test_sources_that_cannot_be_are_refused_in_one_sentence(settings: dict, words: str) -> None:
@@ -146,13 +145,15 @@ def test_sources_that_cannot_be_are_refused_in_one_sentence(settings: dict, word
     assert "\n" not in str(caught.value)
 
 
-def test_the_papers_study_is_refused_for_want_of_its_localizer_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = ROOT / "studies" / "paper.yaml"
-    with pytest.raises(StudyError, match="got 'bottleneck', a localizer that this version of mwm does not have"):
-        StudyConfig.from_yaml(path)
-    known = sources.list_localizers()
-    monkeypatch.setattr(sources, "list_localizers", lambda: [*known, "bottleneck"])
-    config = StudyConfig.from_yaml(path)
-    assert ARMS["region"].label(config.source_of("chest_ct")) == "text-guided"
-    assert config.source_of("chest_ct").refine["components"] == 2
+def test_the_papers_study_is_text_guided_and_asks_for_its_weights_in_one_sentence(fold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StudyConfig.from_yaml(ROOT / "studies" / "paper.yaml")
+    source = config.source_of("chest_ct")
+    assert ARMS["region"].label(source) == "text-guided" and source.name == "bottleneck"
+    assert source.refine["components"] == 2
     assert torch.tensor([config.pretrain_config(name, images="i", out="o").epochs for name in config.data]).eq(500).all()
+    monkeypatch.setattr("mwm.localize.towers.hub_answers", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"bottleneck: checkpoint .*BiomedCLIP.* is neither a local folder nor could it be fetched|is not installed") as caught:
+        region_fields(ARMS["region"], source, fold, tmp_path, seed=0, device="cpu")
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from mwm.localize.checkpoints import (
     local_folder,
     quiet_transformers,
 )
+from mwm.localize.presets import preset
 from mwm.localize.protocol import check_images, default_device
 
 
@@ -28,7 +29,7 @@ class ClipsegLocalizer:
     3 are averaged first. Code from checkpoints is never run.
 
     Args:
-        checkpoint: Hub name such as "CIDAS/clipseg-rd64-refined", or a folder that `save_pretrained` wrote. A hub name
+        checkpoint: The preset "clipseg-rd64", a hub name such as "CIDAS/clipseg-rd64-refined", or a folder that `save_pretrained` wrote. A hub name
             is fetched where it is not in the local cache.
         device: Where the model runs.
         offline: Use only what is on disk; a hub name is then looked up in the local cache.
@@ -45,13 +46,15 @@ class ClipsegLocalizer:
         self.checkpoint = str(checkpoint)
         self.batch_size = batch_size
         self.device = default_device(device)
-        folder = local_folder(self.checkpoint, "clipseg", "CIDAS/clipseg-rd64-refined")
-        processor, model = _load(folder or self.checkpoint, local_only=offline or folder is not None or not hub_answers())
+        known = preset(checkpoint, "clipseg")
+        source, revision = (known.hub, known.revision) if known else (self.checkpoint, None)
+        folder = local_folder(source, "clipseg", "CIDAS/clipseg-rd64-refined")
+        processor, model = _load(folder or source, revision=revision, local_only=offline or folder is not None or not hub_answers())
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
         self._size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
-        self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {self.checkpoint}@{self.model.config._commit_hash}"
+        self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{self.model.config._commit_hash}"
         self._tokens: dict[str, tuple[list[int], list[int]]] = {}
 
     @torch.no_grad()
@@ -99,10 +102,10 @@ class ClipsegLocalizer:
         return torch.tensor(ids, device=self.device), torch.tensor(seen, device=self.device)
 
 
-def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
+def _load(source: str | Path, *, local_only: bool, revision: str | None = None) -> tuple[Any, Any]:
     """Processor and model of a checkpoint; every failure becomes one sentence."""
     with quiet_transformers(bars=not local_only):  # a download shows its progress; reading a folder takes no time
-        processor, model, report = _read(source, local_only=local_only)
+        processor, model, report = _read(source, {"local_files_only": local_only, "revision": revision})
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"clipseg: checkpoint must hold all weights of CLIPSeg, got {str(source)!r} without {len(missing)} of them (first: {missing[0]}). "
@@ -110,11 +113,10 @@ def _load(source: str | Path, *, local_only: bool) -> tuple[Any, Any]:
     return processor, model
 
 
-def _read(source: str | Path, *, local_only: bool) -> tuple[Any, Any, dict[str, Any]]:
+def _read(source: str | Path, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
 
     try:
-        options = {"local_files_only": local_only}
         found, _ = CLIPSegConfig.get_config_dict(source, **options)
         if found.get("model_type") != "clipseg":
             raise ValueError(f"clipseg: checkpoint must be a CLIPSeg model, got {str(source)!r} of type {found.get('model_type', 'unknown')!r}. "

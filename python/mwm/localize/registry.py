@@ -7,9 +7,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from mwm.localize.presets import PRESETS, describe_presets
 from mwm.localize.protocol import Localizer
 
 _LOCALIZERS = {
+    "bottleneck": "mwm.localize.bottleneck:BottleneckLocalizer",
     "clipseg": "mwm.localize.clipseg:ClipsegLocalizer",
     "edges": "mwm.localize.edges:EdgesLocalizer",
     "maps": "mwm.localize.maps:MapsLocalizer",
@@ -17,6 +19,7 @@ _LOCALIZERS = {
     "tiny": "mwm.localize.tiny:TinyLocalizer",
 }
 _SUMMARIES = {
+    "bottleneck": "any text; M2IB on CLIP-like models: CLIP, SigLIP, dual encoders, open_clip (--checkpoint)",
     "clipseg": "any text; any CLIPSeg checkpoint, by hub name or local folder (--checkpoint)",
     "edges": "no text: where the image has many strong edges; a baseline",
     "maps": "no text: masks that you have, in a folder (--checkpoint) or the mask column of an index CSV",
@@ -31,8 +34,9 @@ def list_localizers() -> list[str]:
 
 
 def describe_localizers() -> str:
-    """One line per localizer: what `mwm localize --list` prints."""
-    return "\n".join(f"{name:10} {_SUMMARIES[name]}" for name in list_localizers())
+    """One line per localizer, then one per preset: what `mwm localize --list` prints."""
+    lines = [f"{name:10} {_SUMMARIES[name]}" for name in list_localizers()]
+    return "\n".join([*lines, "", "presets, for --checkpoint (name, localizer, hub name and commit, download, licence of the weights; images):", describe_presets()])
 
 
 def create_localizer(name: str, *, checkpoint: str | Path | None = None, device: Any = None, **settings: Any) -> Localizer:
@@ -40,8 +44,8 @@ def create_localizer(name: str, *, checkpoint: str | Path | None = None, device:
 
     Args:
         name: One of `list_localizers()`.
-        checkpoint: Hub name or local folder of the weights, for localizers that have several ("clipseg"); the folder of
-            masks for "maps". Only a hub name typed here is ever fetched.
+        checkpoint: Preset, hub name or local folder of the weights, for localizers that have several ("bottleneck",
+            "clipseg"); the folder of masks for "maps". Only what is named here is ever fetched.
         device: Where it runs; the first CUDA device where there is one, else the CPU.
         **settings: Further arguments of that localizer.
 
@@ -53,7 +57,8 @@ def create_localizer(name: str, *, checkpoint: str | Path | None = None, device:
         TypeError: a setting is unknown.
     """
     if name not in _LOCALIZERS:
-        raise ValueError(f"create_localizer: name must be one of {', '.join(list_localizers())}, got {name!r}.")
+        hint = f" It is a preset: take {PRESETS[name].localizer} with checkpoint {name}." if name in PRESETS and PRESETS[name].localizer in _LOCALIZERS else ""
+        raise ValueError(f"create_localizer: name must be one of {', '.join(list_localizers())}, got {name!r}.{hint}")
     module, attribute = _LOCALIZERS[name].split(":")
     kind = getattr(importlib.import_module(module), attribute)
     known = inspect.signature(kind).parameters

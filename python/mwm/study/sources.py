@@ -88,6 +88,7 @@ class Source:
         name: "crossfit" (localizers trained on the fold's masks), "masks" (the masks themselves), or the name of a localizer.
         prompt: What is looked for.
         checkpoint: Weights of the localizer, where it has several.
+        settings: Further arguments of the localizer, for example {setting: fast, layer: 7} of bottleneck.
         parts: K of "crossfit".
         steps: Optimizer steps of each localizer of "crossfit"; None for the default.
         refine: Fields of `RefineSettings`.
@@ -100,6 +101,7 @@ class Source:
     name: str = "crossfit"
     prompt: str | None = None
     checkpoint: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     parts: int = 3
     steps: int | None = None
     refine: Mapping[str, Any] = field(default_factory=dict)
@@ -201,7 +203,7 @@ def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path
     fields["regions"] = regions
     if arm.foreground:
         localizer, prompt = source.foreground
-        fields["foreground"] = str(_localized(localizer, prompt, None, {}, fold, folder / "foreground", options))
+        fields["foreground"] = str(_localized(localizer, prompt, {}, {}, fold, folder / "foreground", options))
     return fields
 
 
@@ -213,16 +215,17 @@ def _made(name: str, source: Source, fold: Path, folder: Path, options: Mapping[
         return "masks"
     if name != "crossfit":
         refine = source.refine if name == source.name else {}
-        return str(_localized(name, source.prompt, source.checkpoint if name == source.name else None, refine, fold, folder / name, options))
+        own = {"checkpoint": source.checkpoint, **source.settings} if name == source.name else {}
+        return str(_localized(name, source.prompt, own, refine, fold, folder / name, options))
     settings = None if source.steps is None else FitSettings(steps=source.steps)
     crossfit_regions(fold, folder / name, str(source.prompt), parts=source.parts, seed=options["seed"], device=options["device"], settings=settings,
                      refinement=RefineSettings(**source.refine), read=options["read"], others=("unlabelled",))
     return str(folder / name)
 
 
-def _localized(localizer: str, prompt: str | None, checkpoint: str | None, refine: Mapping[str, Any], fold: Path, out: Path, options: Mapping[str, Any]) -> Path:
+def _localized(localizer: str, prompt: str | None, own: Mapping[str, Any], refine: Mapping[str, Any], fold: Path, out: Path, options: Mapping[str, Any]) -> Path:
     """Regions by a localizer without training; found regions are kept."""
-    model = create_localizer(localizer, checkpoint=checkpoint, device=options["device"])
+    model = create_localizer(localizer, **{"device": options["device"], **own})
     localize_folder(fold.with_suffix(".pretrain.csv"), prompt, model, out, RefineSettings(**refine) if refine else None, read=options["read"],
                     progress=options["progress"])
     return out
