@@ -83,7 +83,66 @@ def test_kmeans_is_lloyds_fixed_point() -> None:
     assert np.array_equal(np.abs(values - centres[0]) < np.abs(values - centres[1]), values > boundary)
 
 
-@pytest.mark.parametrize("method", ["threshold", "kmeans"])
+def test_otsu_is_scikit_images_and_cuts_each_map_by_itself() -> None:
+    filters = pytest.importorskip("skimage.filters")
+    maps = torch.rand(2, 40, 50, generator=torch.Generator().manual_seed(3)) ** torch.tensor([2.0, 6.0]).view(2, 1, 1)
+    regions = refine(maps, RefineSettings(method="otsu"))
+    for heat, region in zip(maps.numpy(), regions.numpy(), strict=True):
+        differ = (heat > filters.threshold_otsu(heat, nbins=256)) != (region > 0)
+        assert differ.mean() < 0.01  # both cut at a bin; they name its other end
+    assert regions[0].mean() > 1.5 * regions[1].mean()
+
+
+def test_holes_are_filled_before_parts_are_compared() -> None:
+    heat = torch.zeros(40, 40)
+    heat[2:16, 2:16] = 1
+    heat[4:14, 4:14] = 0  # a frame of 96 pixels around 100
+    heat[25:36, 25:36] = 1  # 121 pixels
+    assert refine(heat, RefineSettings(components=1)).sum() == 121
+    filled = refine(heat, RefineSettings(components=1, fill=True))
+    assert filled.sum() == 196 and filled[9, 9] == 1
+    heat[3, 2:16] = heat[2, 2:16] = 0  # open to the outside: no hole
+    heat[14:16, 2:16] = 0
+    assert refine(heat, RefineSettings(fill=True)).sum() == (heat > 0).sum()
+
+
+def test_blur_softens_the_rim_and_keeps_the_place() -> None:
+    heat = torch.zeros(64, 64)
+    heat[20:40, 20:40] = 1
+    soft = refine(heat, RefineSettings(blur=0.03))
+    assert soft.max() <= 1 and 0 < soft[20, 30] < 1 and soft[30, 30] > 0.99 and soft[0, 0] == 0
+    assert soft.sum() == pytest.approx(400, rel=0.02) and ((soft > 0.5) != (heat > 0)).sum() <= 12  # corners are rounded
+
+
+def test_field_finds_the_edge_that_a_coarse_map_misses_and_never_gives_everything_or_nothing() -> None:
+    image = torch.full((1, 64, 64), 0.2)
+    image[:, 18:46, 22:50] = 0.8
+    heat = torch.full((64, 64), 0.3)
+    heat[16:48, 16:48] = 0.7
+    drawn = refine(heat, RefineSettings(crf=True), image)
+    truth = image[0] > 0.5
+    dice = [2 * float((truth & (region > 0)).sum()) / float(truth.sum() + (region > 0).sum()) for region in (refine(heat), drawn)]
+    assert dice[0] < 0.9 < 0.98 < dice[1]
+    speck = torch.full((64, 64), 0.1)
+    speck[5, 5] = 0.6
+    assert torch.equal(refine(speck, RefineSettings(crf=True), image), refine(speck))  # the field would vote it off
+    for flat in (torch.zeros(64, 64), torch.full((64, 64), 0.9)):
+        assert refine(flat, RefineSettings(crf=True), image).sum() == 0
+    assert torch.equal(refine(torch.stack([heat, speck]), RefineSettings(crf=True), image[None].expand(2, -1, -1, -1))[0], drawn)
+    with pytest.raises(ValueError, match="images must be given with crf"):
+        refine(heat, RefineSettings(crf=True))
+    with pytest.raises(ValueError, match="NaN"):
+        refine(heat * float("nan"), RefineSettings(crf=True), image)
+
+
+def test_steps_around_a_sam_share_the_settings_without_doing_them_twice() -> None:
+    settings = RefineSettings(method="kmeans", components=2, expand=1.2, blur=0.02, fill=True, crf=True, min_peak=0.3)
+    before, after = settings.before_sam(), settings.after_sam()
+    assert (before.expand, before.blur, before.soft, before.crf, before.components) == (None, None, False, True, 2)
+    assert (after.method, after.crf, after.min_peak, after.expand, after.blur, after.fill, after.components) == ("threshold", False, 0.0, 1.2, 0.02, True, 2)
+
+
+@pytest.mark.parametrize("method", ["threshold", "otsu", "kmeans"])
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.6, 1.0])
 def test_constant_map_gives_an_empty_region_never_the_whole_image(method: str, value: float) -> None:
     for settings in (RefineSettings(method=method), RefineSettings(method=method, threshold=0.0, soft=True, expand=1.5, min_peak=0.0)):
@@ -131,7 +190,9 @@ def test_bad_maps_are_refused(heat: torch.Tensor, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": "crf"}, "threshold, kmeans"),
+        ({"method": "crf"}, "threshold, otsu, kmeans"),
+        ({"blur": 0}, r"blur must be a share of the image's edge in \(0, 0.5\]"),
+        ({"blur": 0.1, "soft": True}, "one of blur and soft"),
         ({"threshold": 1.2}, r"threshold must be in \[0, 1\]"),
         ({"threshold": "0.5"}, r"threshold must be in \[0, 1\]"),
         ({"min_area": -0.1}, "min_area"),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-REFINING = ("method", "threshold", "min_peak", "min_area", "components", "expand", "soft")
+REFINING = ("method", "threshold", "min_peak", "min_area", "components", "expand", "soft", "crf", "fill", "blur")
 
 GEOMETRY = ("aspect", "slice_axis", "orientation")
 
@@ -23,12 +23,16 @@ def add_localizer(parser: argparse.ArgumentParser) -> None:
 def add_refining(parser: argparse.ArgumentParser) -> None:
     """From heat map to region."""
     group = parser.add_argument_group("from heat map to region")
-    group.add_argument("--method", choices=("threshold", "kmeans"), default=argparse.SUPPRESS, help="cut at a value, or into two clusters (default: threshold)")
+    group.add_argument("--method", choices=("threshold", "otsu", "kmeans"), default=argparse.SUPPRESS,
+                       help="cut at a value, at Otsu's threshold of each map, or into two clusters (default: threshold)")
     group.add_argument("--threshold", type=float, metavar="X", default=argparse.SUPPRESS, help="least value of a region pixel (default: 0.5)")
     group.add_argument("--components", type=int, metavar="N", default=argparse.SUPPRESS, help="keep the N largest connected parts (lungs: 2)")
     group.add_argument("--min-area", type=float, metavar="X", default=argparse.SUPPRESS, help="drop parts with a smaller share of the image")
     group.add_argument("--expand", type=float, metavar="X", default=argparse.SUPPRESS, help="replace each part by its box, scaled by X (1.0 … 1.5)")
     group.add_argument("--soft", action="store_true", default=argparse.SUPPRESS, help="keep the map's values inside the region")
+    group.add_argument("--crf", action="store_true", default=argparse.SUPPRESS, help="draw the map to the edges of the image first (dense conditional random field)")
+    group.add_argument("--fill", action="store_true", default=argparse.SUPPRESS, help="fill holes of the region")
+    group.add_argument("--blur", type=float, metavar="X", default=argparse.SUPPRESS, help="soften the rim by a Gaussian of X times the image's edge (for example 0.02)")
     group.add_argument("--min-peak", type=float, metavar="X", default=argparse.SUPPRESS, help="a map whose largest value is lower is empty (default: 0.1)")
 
 

@@ -18,13 +18,6 @@ def run_localize(
     localizer: str = "tiny",
     checkpoint: str | Path | None = None,
     device: Any = None,
-    method: str | None = None,
-    threshold: float | None = None,
-    min_peak: float | None = None,
-    min_area: float | None = None,
-    components: int | None = None,
-    expand: float | None = None,
-    soft: bool | None = None,
     split: str | None = None,
     root: str | Path | None = None,
     read: Any = None,
@@ -33,6 +26,7 @@ def run_localize(
     progress: bool = True,
     list: bool = False,
     vocabulary: bool = False,
+    **refinement: Any,
 ) -> LocalizeReport | None:
     """Localize a folder and print what was done.
 
@@ -43,13 +37,6 @@ def run_localize(
         localizer: Name; `list` prints them.
         checkpoint: Hub name or folder of a model, or for "maps" the folder of masks.
         device: Where the model runs.
-        method: Field of `RefineSettings`, like the six that follow; None for its default.
-        threshold: See `RefineSettings`.
-        min_peak: See `RefineSettings`.
-        min_area: See `RefineSettings`.
-        components: See `RefineSettings`.
-        expand: See `RefineSettings`.
-        soft: See `RefineSettings`.
         split: Only images of this split of an index CSV.
         root: Folder that the CSV's paths start from.
         read: `mwm.data.ReadSettings`; the defaults where left out.
@@ -58,12 +45,14 @@ def run_localize(
         progress: Show a progress bar.
         list: Print the localizers and stop.
         vocabulary: Print the words that "tiny" knows and stop.
+        **refinement: Fields of `RefineSettings`; None stands for a field's default.
 
     Returns:
         The report, or None where something was only printed.
 
     Raises:
         ValueError: an argument does not fit, or the prompt matches nothing; one sentence each.
+        TypeError: an argument is unknown.
     """
     if list:
         print(describe_localizers())
@@ -75,7 +64,6 @@ def run_localize(
         return None
     if images is None:
         raise ValueError("localize: images must be a folder, glob, text list or index CSV, got none. For example: mwm localize SCANS --prompt 'both lungs'.")
-    refinement = {"method": method, "threshold": threshold, "min_peak": min_peak, "min_area": min_area, "components": components, "expand": expand, "soft": soft}
     given = {name: value for name, value in refinement.items() if value is not None}
     own = {"read": read} if localizer == "maps" else {}  # masks of volumes are sliced like the images
     found = create_localizer(localizer, checkpoint=checkpoint, device=device, **own)
