@@ -65,7 +65,7 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     began, out = time.monotonic(), Path(options.out).expanduser()
     device, workers, threads = _resources(options)
     _claim(config, out)
-    cells = [cell for cell in _cells(config, out, Path(options.root)) if options.only in cell.name]
+    cells = [cell for cell in _cells(config, out, Path(options.root), options.only) if options.only in cell.name]
     if not cells:
         raise StudyError(f"study: --only must match a cell DATA/ARM/FOLD, got {options.only!r}.")
     if any(cell.arm == "imagenet" for cell in cells) and options.weights is None:
@@ -99,15 +99,16 @@ def write_report(config: StudyConfig, out: Path) -> Path:
         return report(config, out)
 
 
-def _cells(config: StudyConfig, out: Path, root: Path) -> list[Cell]:
-    """All cells in order; makes the folds where they are missing."""
+def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
+    """The cells of the data sets that `only` may mean, in order; makes their folds where they are missing."""
     counts = {}
+    wanted = [(data, name) for data, name, _ in config.cells() if any(only in f"{data}/{name}/{fold}" for fold in range(10))]
     with locked(out / "folds" / ".lock"):
-        for name in dict.fromkeys(block.data for block in config.blocks):
+        for name in dict.fromkeys(data for data, _ in wanted):
             data = config.data[name]
             folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
             counts[name] = len(folds.paths)
-    return [Cell(data, name, fold, tasks) for data, name, tasks in config.cells() for fold in range(counts[data])]
+    return [Cell(data, name, fold, tasks) for data, name, tasks in config.cells() if data in counts for fold in range(counts[data])]
 
 
 def _claim(config: StudyConfig, out: Path) -> None:
