@@ -13,6 +13,7 @@ from mwm.localize.protocol import Localizer
 _LOCALIZERS = {
     "bottleneck": "mwm.localize.bottleneck:BottleneckLocalizer",
     "clipseg": "mwm.localize.clipseg:ClipsegLocalizer",
+    "detector": "mwm.localize.detector:DetectorLocalizer",
     "edges": "mwm.localize.edges:EdgesLocalizer",
     "maps": "mwm.localize.maps:MapsLocalizer",
     "threshold": "mwm.localize.threshold:ThresholdLocalizer",
@@ -21,6 +22,7 @@ _LOCALIZERS = {
 _SUMMARIES = {
     "bottleneck": "any text; M2IB on CLIP-like models: CLIP, SigLIP, dual encoders, open_clip (--checkpoint)",
     "clipseg": "any text; any CLIPSeg checkpoint, by hub name or local folder (--checkpoint)",
+    "detector": "any text; boxes of Grounding DINO, OWLv2 or OWL-ViT as soft regions (--checkpoint)",
     "edges": "no text: where the image has many strong edges; a baseline",
     "maps": "no text: masks that you have, in a folder (--checkpoint) or the mask column of an index CSV",
     "threshold": "body or lungs by Otsu's threshold, no learning; a baseline, and where air ends",
