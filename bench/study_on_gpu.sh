@@ -26,7 +26,7 @@ if [ -n "${EARLIER:-}" ]; then tar -C "$STUDY" -xzf "$EARLIER" || exit 2; fi
 
 { date -u +'date %Y-%m-%dT%H:%M:%SZ'; git rev-parse HEAD 2>/dev/null; "$PYTHON" -m mwm info; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; } >"$OUT/environment.txt" 2>&1
 echo "seconds,gpu_percent,memory_mib" >"$OUT/gpu.csv"
-( start=$(date +%s); while sleep 2; do echo "$(($(date +%s) - start)),$(nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits | tr -d ' ')" >>"$OUT/gpu.csv"; done ) &
+( start=$(date +%s); while sleep 2; do echo "$(($(date +%s) - start)),$(nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits 2>/dev/null | tr -d ' ')" >>"$OUT/gpu.csv"; done ) &
 WATCH=$!
 trap 'kill $WATCH 2>/dev/null' EXIT
 "$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" --only "${ONLY:-}" >"$OUT/study.log" 2>&1
