@@ -57,6 +57,9 @@ BARS = [
     Bar("coverage", "[[]1024, 224, 224]*", "memory bandwidth", ">=", 60, "region_coverage from [1024, 224, 224], % of memory bandwidth"),
     Bar("memory", "resnet50, B = 32, 60 % hidden", DENSE, "<=", 0.5, "peak memory of the encoder step above parameters, gradients, optimizer state; ours / dense"),
     Bar("threads", "resnet50, ours", "1 thread", ">=", 1.8, "encoder step, time at 1 thread / time at 2"),
+    Bar("localize", "faithful", "the authors' procedure", ">=", 10, "bottleneck, faithful, fp32, one image, ViT-B/16 at 224, block 7, against the authors' M2IB"),
+    Bar("localize", "fast", "the authors' procedure", ">=", 50, "bottleneck, fast, fp32, one image, against the authors' M2IB"),
+    Bar("localize", "*batched", "the same, one by one", ">=", 0.95, "bottleneck, batched, time per image one by one / batched"),
     Bar("plan", "128 images", "encoder step of as many images", "<=", 1.0, "plan + pack for 128 images, % of the encoder step"),
 ]
 

@@ -23,6 +23,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "step": ("bench_step",),
     "memory": ("bench_memory",),
     "threads": ("bench_threads",),
+    "localize": ("bench_localize",),
 }
 """Names for users, and the modules behind each. The sampler is never shown without the coverage it starts from."""
 

@@ -116,13 +116,33 @@ class BottleneckLocalizer:
         check_images(images, prompts, self.name)
         if not len(images):
             return Explained(images.new_zeros((0, *images.shape[2:]), dtype=torch.float32), torch.zeros(0))
-        text, pixels = self.tower.text(list(prompts)), self.tower.preprocess(images)
-        h = torch.cat([self.tower.prefix(pixels[k : k + self.in_flight], self.layer) for k in range(0, len(pixels), self.in_flight)])
-        cosine = torch.cat([F.cosine_similarity(text[k : k + self.in_flight], self._clean(h[k : k + self.in_flight]), dim=-1, eps=COSINE_EPS)
-                            for k in range(0, len(h), self.in_flight)])
+        text = self.tower.text(list(prompts))
+        return self._explain(images, self._tokens(images), text, prompts)
+
+    @torch.no_grad()
+    def many(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The maps of every prompt on every image; what does not depend on the prompt is computed once. [B, C, H, W], P prompts → float32 [P, B, H, W]"""
+        for prompt in prompts:
+            check_images(images, [prompt] * len(images), self.name)
+        if not len(images) or not prompts:
+            return images.new_zeros((len(prompts), len(images), *images.shape[2:]), dtype=torch.float32)
+        text, h = self.tower.text(list(prompts)), self._tokens(images)
+        return torch.stack([self._explain(images, h, text[k : k + 1].expand(len(images), -1), [prompt] * len(images)).maps for k, prompt in enumerate(prompts)])
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """What the bottleneck's block makes of the images. [B, T, D]"""
+        pixels = self.tower.preprocess(images)
+        return torch.cat([self.tower.prefix(pixels[k : k + self.in_flight], self.layer) for k in range(0, len(pixels), self.in_flight)])
+
+    def _similarity(self, h: Tensor, text: Tensor) -> Tensor:
+        """Cosines without noise. [B]"""
+        return torch.cat([F.cosine_similarity(text[k : k + self.in_flight], self._clean(h[k : k + self.in_flight]), dim=-1, eps=COSINE_EPS)
+                          for k in range(0, len(h), self.in_flight)])
+
+    def _explain(self, images: Tensor, h: Tensor, text: Tensor, prompts: Sequence[str]) -> Explained:
+        cosine = self._similarity(h, text)
         self._refuse(cosine, prompts)
         generators = [torch.Generator(h.device).manual_seed(image_seed(image, self.seed)) for image in images]
-        # In doubled precision the deep sum of a token would not round; float32 is what the authors have.
         alpha = optimise(h, text, self._suffix, self.schedule, lambda k, n: torch.randn((n, *h.shape[1:]), generator=generators[k], device=h.device), self.in_flight)
         saliency = self.tower.patches(capacity(h, alpha, self.schedule.sigma).sum(-1))
         self._cosines += cosine.tolist()
@@ -133,9 +153,7 @@ class BottleneckLocalizer:
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosine of each image with its prompt, without a map. float32 [B]"""
         check_images(images, prompts, self.name)
-        text, pixels = self.tower.text(list(prompts)), self.tower.preprocess(images)
-        found = [F.cosine_similarity(text[k : k + 1], self._clean(self.tower.prefix(pixels[k : k + 1], self.layer)), dim=-1, eps=COSINE_EPS) for k in range(len(pixels))]
-        return torch.cat(found).to(images.device) if found else torch.zeros(0)
+        return self._similarity(self._tokens(images), self.tower.text(list(prompts))).to(images.device) if len(images) else torch.zeros(0)
 
     def summary(self) -> str:
         """One line on the images that were mapped so far."""
