@@ -4,7 +4,10 @@ A launch is described by a key, from which everything but the tensors follows: g
 under the key, as long as every pointer begins at a multiple of 16 bytes, which Triton compiles in.
 """
 
+import functools
+
 MOST = 1024  # launches kept; where shapes change with every batch, older ones are of no use
+remembered = functools.lru_cache(MOST)  # for what follows from a key
 
 
 class Launcher:

@@ -5,9 +5,6 @@ positions. A program adds its share in order and writes one partial sum; a secon
 shares is a function of shapes and of the config table, so that results repeat bit for bit. Hidden neighbours are masked loads.
 """
 
-import functools
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -151,7 +148,7 @@ def grad_weight(grad, x, coords, slots, geometry, out, *, tf32=False, config=Non
     return compiled
 
 
-@functools.lru_cache(launch.MOST)
+@launch.remembered
 def _described(grad, x, out, slots, geometry, tf32, dtype, device, config):
     """What follows from the shapes: (grid, numbers and constants by name, options, number of shares)."""
     grid, sizes, constants, options = plan_launch(grad, x, out, geometry, conv_configs.kind_of(dtype, tf32), conv_configs.device_name(device),
@@ -160,7 +157,7 @@ def _described(grad, x, out, slots, geometry, tf32, dtype, device, config):
     values = dict(zip(("rows", "depth", "filters", "groups", "blocks_n", "blocks_k", "shares", "per_share"), sizes, strict=True))
     shares = values.pop("shares")
     values |= dict(grid_h=slots[1], grid_w=slots[2], grad_stride=grad[1] // constants["ALIGN_OUT"], source_stride=x[1] // constants["ALIGN_IN"],
-                   numel=math.prod(out))
+                   numel=out[0] * out[1] * out[2] * out[3])
     return grid, values | constants | dict(PRECISION="tf32" if tf32 else "ieee"), options, shares
 
 

@@ -56,8 +56,9 @@ def batch_moments(
             gpu.triton_kernels("batch_norm").moments(x, mean, var, running_mean, running_var, momentum)
     elif name == "cuda":
         sums = _shares(x)
+        rows = _row_views(x.shape[1], mean, var, running_mean, running_var)
         with gpu.guard(x):
-            gpu.cuda().batch_norm_moments(*map(native.view, (x, sums, mean, var, running_mean, running_var)), momentum, *gpu.launch(x))
+            gpu.cuda().batch_norm_moments(native.view(x), native.view(sums), *rows, momentum, *gpu.launch(x))
     else:
         sums = _sums(x)
         native.core().batch_norm_moments(
@@ -142,8 +143,9 @@ class _BatchNorm(torch.autograd.Function):
             with gpu.guard(x):
                 gpu.triton_kernels("batch_norm").apply(x, residual, weight, bias, mean, var, eps, activation, out)
         elif backend == "cuda":
+            maps, rows = _map_views(x, residual, out), _row_views(x.shape[1], weight, bias, mean, var)
             with gpu.guard(x):
-                gpu.cuda().batch_norm_apply(*map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), *gpu.launch(x))
+                gpu.cuda().batch_norm_apply(*maps[:2], *rows, eps, activation, maps[2], *gpu.launch(x))
         else:
             native.core().batch_norm_apply(
                 *map(native.view, (x, residual, weight, bias, mean, var)), eps, activation, native.view(out), native.threads()
@@ -170,8 +172,8 @@ class _BatchNorm(torch.autograd.Function):
                 if ctx.backend == "triton":
                     gpu.triton_kernels("batch_norm").backward(grad, x, out, weight, bias, mean, var, ctx.eps, ctx.activation, totals, grad_x, of_residual)
                 else:
-                    maps, written = (grad, x, out, weight, bias, mean, var), (sums, totals, grad_x, of_residual)
-                    gpu.cuda().batch_norm_backward(*map(native.view, maps), ctx.eps, ctx.activation, *map(native.view, written), *gpu.launch(x))
+                    maps, rows = _map_views(x, grad, out, grad_x, of_residual), _row_views(x.shape[1], weight, bias, mean, var)
+                    gpu.cuda().batch_norm_backward(maps[1], maps[0], maps[2], *rows, ctx.eps, ctx.activation, native.view(sums), native.view(totals), *maps[3:], *gpu.launch(x))
             grad_bias, grad_weight = totals[0] if needs_bias else None, totals[1] if needs_weight else None
             return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None, None
         grad_weight = torch.empty_like(mean) if needs_weight else None
@@ -221,6 +223,17 @@ def _sums(x: Tensor) -> Tensor:
     rows = x.shape[0] * x.shape[2] * x.shape[3]
     splits = next((n for n in (16, 8, 4, 2) if rows >= 512 * n), 1)
     return torch.empty((splits, 2, x.shape[1]), dtype=torch.float64)
+
+
+def _map_views(x: Tensor, *others: Tensor | None) -> list[tuple | None]:
+    """`native.view` of maps of one shape and dtype in channels-last memory, which cost most of their time for shape and strides."""
+    like = x.shape, x.stride(), native.code(x)
+    return [(x.data_ptr(), *like), *(None if map is None else (map.data_ptr(), *like) for map in others)]
+
+
+def _row_views(channels: int, *rows: Tensor | None) -> list[tuple | None]:
+    """`native.view` of contiguous rows float32 [C]."""
+    return [None if row is None else (row.data_ptr(), (channels,), (1,), native.FLOAT32) for row in rows]
 
 
 def _shares(x: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ _CODES = {
 }
 
 
+FLOAT32 = _CODES[torch.float32]
+
+
 def core() -> ModuleType:
     """The compiled module ``mwm._core``."""
     return _CORE
@@ -47,6 +50,11 @@ def view(tensor: torch.Tensor | None) -> tuple[Any, ...] | None:
     if tensor is None:
         return None
     return tensor.data_ptr(), tensor.shape, tensor.stride(), _CODES[tensor.dtype]
+
+
+def code(tensor: torch.Tensor) -> int:
+    """The dtype code of a view."""
+    return _CODES[tensor.dtype]
 
 
 def threads() -> int:
