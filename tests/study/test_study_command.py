@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.transfer.drawn import rows_with_patients, write_index
 
 from mwm.study.cells import Cell, finished, read_facts
 from mwm.study.command import StudyOptions, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.runner import jobs_of
-from tests.transfer.drawn import rows_with_patients, write_index
 
 VALUES = {
     "data": {"drawn": {"index": "drawn/index.csv", "prompt": "body", "folds": 3}},

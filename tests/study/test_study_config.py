@@ -63,7 +63,7 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
     ({"keep": "everything"}, "keep must be results | encoder | all"),
 ])
 def test_a_study_that_cannot_run_is_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(StudyError, match="^study: ") as caught:
+    with pytest.raises(StudyError, match=r"^study: ") as caught:
         StudyConfig.from_dict(values(**change))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
