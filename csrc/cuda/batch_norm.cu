@@ -8,12 +8,11 @@ namespace mwm {
 namespace cuda {
 namespace {
 
-constexpr int kJoinLanes = 8, kJoinGroups = kThreads / kJoinLanes;
+constexpr int kMomentsRun = 4, kJoinLanes = 8, kJoinGroups = kThreads / kJoinLanes;
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, Rows size, double* sums) {
   __shared__ double means[kThreads * kVec], spreads[kThreads * kVec];
-  constexpr int kRun = 4;
   const At at(size, kVec);
   const int64_t groups = size.groups, step = groups * size.channels;
   float start[kVec] = {}, total[kVec] = {}, squares[kVec] = {};
@@ -31,16 +30,17 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, Rows size
     const Pack<T, kVec> head = load<T, kVec>(from);
     MWM_UNROLL
     for (int j = 0; j < kVec; ++j) start[j] = widen(head.item[j]);
-    for (; row + (kRun - 1) * groups < at.last; row += kRun * groups, from += kRun * step) {
-      Pack<T, kVec> packs[kRun];
+    for (; row + (kMomentsRun - 1) * groups < at.last; row += kMomentsRun * groups, from += kMomentsRun * step) {
+      Pack<T, kVec> packs[kMomentsRun];
       MWM_UNROLL
-      for (int i = 0; i < kRun; ++i) packs[i] = load<T, kVec>(from + i * step);
+      for (int i = 0; i < kMomentsRun; ++i) packs[i] = load<T, kVec>(from + i * step);
       MWM_UNROLL
-      for (int i = 0; i < kRun; ++i) add(packs[i]);
+      for (int i = 0; i < kMomentsRun; ++i) add(packs[i]);
     }
     for (; row < at.last; row += groups, from += step) add(load<T, kVec>(from));
   }
-  const int64_t count = at.first < at.last ? (at.last - at.first + groups - 1) / groups : 0;
+  // How many rows a group has follows from its number.
+  const int64_t begin = at.first - at.group, all = at.last - begin, whole = all / groups, rest = all % groups, count = whole + (at.group < rest);
   MWM_UNROLL
   for (int j = 0; j < kVec; ++j) {
     const double mean = count ? static_cast<double>(total[j]) / static_cast<double>(count) : 0.0;
@@ -48,39 +48,36 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, Rows size
     spreads[threadIdx.x * kVec + j] = static_cast<double>(squares[j]) - static_cast<double>(total[j]) * mean;
   }
   __syncthreads();
-  // A thread per channel joins the groups, whose counts follow from their numbers; deviations are from the first group's mean.
+  // A thread per channel joins the groups; deviations are from the first group's mean.
   const int width = size.lanes * kVec;
-  const int64_t begin = at.first - at.group;
   for (int own = static_cast<int>(threadIdx.x); own < width; own += kThreads) {
     const int64_t channel = static_cast<int64_t>(blockIdx.y) * width + own;
     if (channel >= size.channels) continue;
     const double base = means[own];
     double offset = 0, spread = 0;
     for (int group = 0; group < size.groups; ++group) {
-      const int64_t of = begin + group < at.last ? (at.last - begin - group + groups - 1) / groups : 0;
-      if (of == 0) break;
-      const double off = means[group * width + own] - base, weight = static_cast<double>(of);
+      const double off = means[group * width + own] - base, weight = static_cast<double>(whole + (group < rest));
       offset += off * weight;
       spread += spreads[group * width + own] + off * off * weight;
     }
-    const double rows = static_cast<double>(most<int64_t>(at.last - begin, 1));
+    const double rows = static_cast<double>(most<int64_t>(all, 1));
     sums[(static_cast<int64_t>(blockIdx.x) * 2) * size.channels + channel] = base + offset / rows;
     sums[(static_cast<int64_t>(blockIdx.x) * 2 + 1) * size.channels + channel] = spread - offset * offset / rows;
   }
 }
 
 // Mean and variance of all rows from those of the shares.
-__global__ void __launch_bounds__(kThreads) join_moments_kernel(const double* sums, int64_t rows, int64_t channels, int32_t shares, float* mean, float* var,
-                                                                float* running_mean, float* running_var, float momentum) {
+__global__ void __launch_bounds__(kThreads) join_moments_kernel(const double* sums, Rows size, int32_t shares, float* mean, float* var, float* running_mean,
+                                                                float* running_var, float momentum) {
   __shared__ double offsets[kJoinGroups][kJoinLanes], spreads[kJoinGroups][kJoinLanes];
   const int lane = static_cast<int>(threadIdx.x) % kJoinLanes, group = static_cast<int>(threadIdx.x) / kJoinLanes;
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kJoinLanes + lane;
+  const int64_t channels = size.channels, channel = static_cast<int64_t>(blockIdx.x) * kJoinLanes + lane;
   const double base = channel < channels ? sums[channel] : 0.0;
   double offset = 0, spread = 0;
   if (channel < channels) {
     MWM_UNROLL_BY(4)
     for (int64_t share = group; share < shares; share += kJoinGroups) {
-      const double weight = static_cast<double>(rows * (share + 1) / shares - rows * share / shares);
+      const double weight = static_cast<double>(size.begin(share + 1) - size.begin(share));
       const double off = sums[share * 2 * channels + channel] - base;
       offset += off * weight;
       spread += sums[(share * 2 + 1) * channels + channel] + off * off * weight;
@@ -90,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) join_moments_kernel(const double* su
   __syncthreads();
   if (group != 0 || channel >= channels) return;
   for (int other = 1; other < kJoinGroups; ++other) offset += offsets[other][lane], spread += spreads[other][lane];
-  const double all = static_cast<double>(rows), middle = base + offset / all;
+  const double all = static_cast<double>(size.rows), middle = base + offset / all;
   spread -= offset * offset / all;
   spread = spread < 0 ? 0.0 : spread;
   mean[channel] = static_cast<float>(middle);
@@ -102,17 +99,30 @@ __global__ void __launch_bounds__(kThreads) join_moments_kernel(const double* su
 
 template <class T, int kVec, bool kAct>
 __global__ void __launch_bounds__(kThreads) apply_kernel(const T* x, const T* residual, Norm norm, Rows size, T* out) {
-  constexpr int kRun = 2;
   const At at(size, kVec);
   if (!at.some) return;
+  const int64_t groups = size.groups;
+  int64_t row = at.first;
+  Pack<T, kVec> values[kRun], others[kRun] = {};
+  const auto place = [&](int i) { return (row + i * groups) * size.channels + at.channel; };
+  const auto fetch = [&] {
+    if (row + (kRun - 1) * groups >= at.last) return false;
+    MWM_UNROLL
+    for (int i = 0; i < kRun; ++i) {
+      values[i] = load<T, kVec>(x + place(i));
+      if (residual) others[i] = load<T, kVec>(residual + place(i));
+    }
+    return true;
+  };
+  bool full = fetch();  // on its way while the parameters come
   float mean[kVec], slope[kVec], bias[kVec], weight[kVec];
   load_row(norm.mean, at.channel, 0.0f, mean);
-  load_scale(norm.var, at.channel, norm.eps, slope);
   load_row(norm.weight, at.channel, 1.0f, weight);
   load_row(norm.bias, at.channel, 0.0f, bias);
+  load_scale(norm.var, at.channel, norm.eps, slope);
   MWM_UNROLL
   for (int j = 0; j < kVec; ++j) slope[j] *= weight[j];
-  const auto put = [&](const Pack<T, kVec>& value, const Pack<T, kVec>& other, int64_t place) {
+  const auto put = [&](const Pack<T, kVec>& value, const Pack<T, kVec>& other, int64_t to) {
     Pack<T, kVec> result;
     MWM_UNROLL
     for (int j = 0; j < kVec; ++j) {
@@ -120,24 +130,15 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(const T* x, const T* re
       if (residual) y += widen(other.item[j]);
       result.item[j] = narrow<T>(kAct ? rectified(y, norm.cap) : y);
     }
-    *reinterpret_cast<Pack<T, kVec>*>(out + place) = result;
+    *reinterpret_cast<Pack<T, kVec>*>(out + to) = result;
   };
-  const int64_t groups = size.groups;
-  int64_t row = at.first;
-  for (; row + (kRun - 1) * groups < at.last; row += kRun * groups) {
-    Pack<T, kVec> values[kRun], others[kRun] = {};
+  while (full) {
     MWM_UNROLL
-    for (int i = 0; i < kRun; ++i) {
-      values[i] = load<T, kVec>(x + (row + i * groups) * size.channels + at.channel);
-      if (residual) others[i] = load<T, kVec>(residual + (row + i * groups) * size.channels + at.channel);
-    }
-    MWM_UNROLL
-    for (int i = 0; i < kRun; ++i) put(values[i], others[i], (row + i * groups) * size.channels + at.channel);
+    for (int i = 0; i < kRun; ++i) put(values[i], others[i], place(i));
+    row += kRun * groups;
+    full = fetch();
   }
-  for (; row < at.last; row += groups) {
-    const int64_t place = row * size.channels + at.channel;
-    put(load<T, kVec>(x + place), residual ? load<T, kVec>(residual + place) : Pack<T, kVec>{}, place);
-  }
+  for (; row < at.last; row += groups) put(load<T, kVec>(x + place(0)), residual ? load<T, kVec>(residual + place(0)) : Pack<T, kVec>{}, place(0));
 }
 
 }  // namespace
@@ -157,9 +158,9 @@ void batch_norm_moments(const View& x, const View& sums, const View& mean, const
   with_kernel(op, x.dtype, wide({&x}), false, [&](auto tag, auto vec, auto) {
     using T = decltype(tag);
     constexpr int kVec = decltype(vec)::value;
-    const Rows size = rows_of(x, kVec);
+    const Rows size = rows_of(x, kVec, kMomentsRun, shares);
     launch(op, place, shares, blocks_y(size, kVec), kThreads, moments_kernel<T, kVec>, pointer<T>(x), size, pointer<double>(sums));
-    launch(op, place, ceil_div<int64_t>(channels, kJoinLanes), 1, kThreads, join_moments_kernel, pointer<double>(sums), size.rows, channels, static_cast<int32_t>(shares),
+    launch(op, place, ceil_div<int64_t>(channels, kJoinLanes), 1, kThreads, join_moments_kernel, pointer<double>(sums), size, static_cast<int32_t>(shares),
            pointer<float>(mean), pointer<float>(var), pointer<float>(running_mean), pointer<float>(running_var), static_cast<float>(momentum));
   });
 }
@@ -176,8 +177,8 @@ void batch_norm_apply(const View& x, const View& residual, const View& weight, c
   with_kernel(op, x.dtype, wide({&x, &residual, &out, &weight, &bias, &mean, &var}), activation != 0, [&](auto tag, auto vec, auto act) {
     using T = decltype(tag);
     constexpr int kVec = decltype(vec)::value;
-    const Rows size = rows_of(x, kVec);
-    launch(op, place, blocks_x(size, kVec), blocks_y(size, kVec), kThreads, apply_kernel<T, kVec, decltype(act)::value>, pointer<T>(x), pointer<T>(residual), norm, size,
+    const Rows size = written_rows_of(x, kVec);
+    launch(op, place, blocks_x(size), blocks_y(size, kVec), kThreads, apply_kernel<T, kVec, decltype(act)::value>, pointer<T>(x), pointer<T>(residual), norm, size,
            pointer<T>(out));
   });
 }

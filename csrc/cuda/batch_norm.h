@@ -12,11 +12,15 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256, kMostLanes = 32;
+constexpr int kRun = 2;              // vectors of a map that a thread has in flight; kMomentsRun where it reads one map only
 constexpr int64_t kPrograms = 1056;  // blocks of a pass that writes maps: eight for each multiprocessor of an H100
 
 struct Rows {
-  int64_t rows, channels;
-  int32_t lanes, groups;
+  int64_t rows, channels, per_share;  // per_share: rows of a block
+  int32_t lanes, groups, lane_bits;
+
+  // Rows of a block, none past the end.
+  __host__ __device__ int64_t begin(int64_t share) const { return least(share * per_share, rows); }
 };
 
 template <class T, int kVec>
@@ -58,11 +62,10 @@ struct At {
   bool some;
 
   __device__ At(const Rows& size, int vec) {
-    lane = static_cast<int>(threadIdx.x) % size.lanes, group = static_cast<int>(threadIdx.x) / size.lanes;
+    lane = static_cast<int>(threadIdx.x) & (size.lanes - 1), group = static_cast<int>(threadIdx.x) >> size.lane_bits;
     channel = (static_cast<int64_t>(blockIdx.y) * size.lanes + lane) * vec;
-    const int64_t share = blockIdx.x, shares = gridDim.x;
-    first = size.rows * share / shares + group, last = size.rows * (share + 1) / shares;
-    some = channel < size.channels && group < size.groups;
+    first = size.begin(blockIdx.x) + group, last = size.begin(static_cast<int64_t>(blockIdx.x) + 1);
+    some = channel < size.channels;
   }
 };
 
@@ -72,13 +75,17 @@ struct Norm {
   float eps, cap;
 };
 
-// Threads of a block for rows of so many vectors: as many lanes as leave none idle, at most a warp's.
-inline Rows rows_of(const View& x, int vec) {
-  const int64_t vectors = ceil_div<int64_t>(x.shape[1], vec);
-  int32_t lanes = kMostLanes;
+// Threads of a block for rows of so many vectors, as many lanes as leave none idle, at most a warp's; and shares for at most so many blocks
+// along the rows, each of whole runs of its threads.
+inline Rows rows_of(const View& x, int vec, int run, int64_t shares) {
+  const int64_t vectors = ceil_div<int64_t>(x.shape[1], vec), rows = x.shape[0] * x.shape[2] * x.shape[3];
+  int32_t lanes = kMostLanes, bits = 0;
   while (lanes > 4 && vectors % lanes != 0) lanes /= 2;
   while (lanes > 1 && lanes / 2 >= vectors) lanes /= 2;
-  return {x.shape[0] * x.shape[2] * x.shape[3], x.shape[1], lanes, kThreads / lanes};
+  while ((1 << bits) < lanes) ++bits;
+  const int32_t groups = kThreads / lanes;
+  const int64_t step = static_cast<int64_t>(groups) * run;
+  return {rows, x.shape[1], ceil_div(ceil_div(rows, shares), step) * step, lanes, groups, bits};
 }
 
 // Whether the channels of every map and row can be read 16 bytes at a time.
@@ -100,8 +107,13 @@ void with_kernel(const char* op, DType dtype, bool vectors, bool activation, con
 
 inline int64_t blocks_y(const Rows& size, int vec) { return ceil_div<int64_t>(size.channels, static_cast<int64_t>(size.lanes) * vec); }
 
-// Blocks along the rows of a pass that writes maps: all blocks run at once, and each has something to do.
-inline int64_t blocks_x(const Rows& size, int vec) { return most<int64_t>(1, least(kPrograms / blocks_y(size, vec), ceil_div<int64_t>(size.rows, size.groups))); }
+// The same for a pass that writes maps, and its blocks along the rows: all run at once.
+inline Rows written_rows_of(const View& x, int vec) {
+  const Rows one = rows_of(x, vec, kRun, 1);
+  return rows_of(x, vec, kRun, most<int64_t>(1, kPrograms / blocks_y(one, vec)));
+}
+
+inline int64_t blocks_x(const Rows& size) { return ceil_div(size.rows, size.per_share); }
 
 inline void check_map(const char* op, const View& map, const View& x) {
   if (is_none(map)) return;

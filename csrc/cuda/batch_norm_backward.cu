@@ -8,49 +8,60 @@ namespace {
 
 constexpr int kJoinLanes = 8, kJoinGroups = kThreads / kJoinLanes;
 
+// The maps that the derivative reads: the output's gradient, x, and the output where the activation is not computed again from x.
+template <class T, int kVec>
+struct Maps {
+  const T *grad, *x, *out;
+  Pack<T, kVec> gradients[kRun], values[kRun], results[kRun];
+
+  __device__ void load_run(int i, int64_t place) {
+    gradients[i] = load<T, kVec>(grad + place);
+    values[i] = load<T, kVec>(x + place);
+    if (out) results[i] = load<T, kVec>(out + place);
+  }
+};
+
 // Sums of g and of g * (x - mean) of each share, g the gradient before the activation.
 template <class T, int kVec, bool kAct>
-__global__ void __launch_bounds__(kThreads) backward_sums_kernel(const T* grad, const T* x, const T* out, Norm norm, Rows size, double* sums) {
+__global__ void __launch_bounds__(kThreads, 2) backward_sums_kernel(const T* grad, const T* x, const T* out, Norm norm, Rows size, double* sums) {
   __shared__ double parts[2][kThreads * kVec];
-  constexpr int kRun = 2;
   const At at(size, kVec);
   const int64_t groups = size.groups;
   float total[kVec] = {}, product[kVec] = {};
   if (at.some) {
+    int64_t row = at.first;
+    Maps<T, kVec> maps{grad, x, kAct ? out : nullptr, {}, {}, {}};
+    const auto fetch = [&] {
+      if (row + (kRun - 1) * groups >= at.last) return false;
+      MWM_UNROLL
+      for (int i = 0; i < kRun; ++i) maps.load_run(i, (row + i * groups) * size.channels + at.channel);
+      return true;
+    };
+    bool full = fetch();  // on its way while the parameters come
     float mean[kVec], slope[kVec], bias[kVec], weight[kVec];
     load_row(norm.mean, at.channel, 0.0f, mean);
-    load_scale(norm.var, at.channel, norm.eps, slope);
     load_row(norm.weight, at.channel, 1.0f, weight);
     load_row(norm.bias, at.channel, 0.0f, bias);
+    load_scale(norm.var, at.channel, norm.eps, slope);
     MWM_UNROLL
     for (int j = 0; j < kVec; ++j) slope[j] *= weight[j];
-    const auto add = [&](const Pack<T, kVec>& gradient, const Pack<T, kVec>& value, const Pack<T, kVec>& result) {
+    const auto add = [&](int i) {
       MWM_UNROLL
       for (int j = 0; j < kVec; ++j) {
-        const float deviation = widen(value.item[j]) - mean[j];
-        float g = widen(gradient.item[j]);
-        if (kAct) g = passed(g, out ? widen(result.item[j]) : deviation * slope[j] + bias[j], norm.cap);
+        const float deviation = widen(maps.values[i].item[j]) - mean[j];
+        float g = widen(maps.gradients[i].item[j]);
+        if (kAct) g = passed(g, out ? widen(maps.results[i].item[j]) : deviation * slope[j] + bias[j], norm.cap);
         total[j] += g;
         product[j] += g * deviation;
       }
     };
-    int64_t row = at.first;
-    for (; row + (kRun - 1) * groups < at.last; row += kRun * groups) {
-      Pack<T, kVec> gradients[kRun], values[kRun], results[kRun] = {};
+    while (full) {
       MWM_UNROLL
-      for (int i = 0; i < kRun; ++i) {
-        const int64_t place = (row + i * groups) * size.channels + at.channel;
-        gradients[i] = load<T, kVec>(grad + place);
-        values[i] = load<T, kVec>(x + place);
-        if (kAct && out) results[i] = load<T, kVec>(out + place);
-      }
-      MWM_UNROLL
-      for (int i = 0; i < kRun; ++i) add(gradients[i], values[i], results[i]);
+      for (int i = 0; i < kRun; ++i) add(i);
+      row += kRun * groups;
+      full = fetch();
     }
-    for (; row < at.last; row += groups) {
-      const int64_t place = row * size.channels + at.channel;
-      add(load<T, kVec>(grad + place), load<T, kVec>(x + place), kAct && out ? load<T, kVec>(out + place) : Pack<T, kVec>{});
-    }
+    for (; row < at.last; row += groups) maps.load_run(0, row * size.channels + at.channel), add(0);
   }
   MWM_UNROLL
   for (int j = 0; j < kVec; ++j) {
@@ -88,18 +99,28 @@ __global__ void __launch_bounds__(kThreads) join_sums_kernel(const double* sums,
 }
 
 template <class T, int kVec, bool kAct>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const T* grad, const T* x, const T* out, Norm norm, const float* totals, Rows size, T* grad_x, T* grad_residual) {
-  constexpr int kRun = 2;
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const T* grad, const T* x, const T* out, Norm norm, const float* totals, Rows size, T* grad_x, T* grad_residual) {
   const At at(size, kVec);
   if (!at.some) return;
+  const int64_t groups = size.groups;
+  int64_t row = at.first;
+  Maps<T, kVec> maps{grad, x, kAct ? out : nullptr, {}, {}, {}};
+  const auto place = [&](int i) { return (row + i * groups) * size.channels + at.channel; };
+  const auto fetch = [&] {
+    if (row + (kRun - 1) * groups >= at.last) return false;
+    MWM_UNROLL
+    for (int i = 0; i < kRun; ++i) maps.load_run(i, place(i));
+    return true;
+  };
+  bool full = fetch();  // on its way while the parameters come
   // grad_x = slope * (g - mean of g - x_hat * mean of g * x_hat)
   float mean[kVec], slope[kVec], bias[kVec], weight[kVec], level[kVec], tilt[kVec];
   load_row(norm.mean, at.channel, 0.0f, mean);
-  load_scale(norm.var, at.channel, norm.eps, slope);
   load_row(norm.weight, at.channel, 1.0f, weight);
   load_row(norm.bias, at.channel, 0.0f, bias);
   load_row(totals, at.channel, 0.0f, level);
   load_row(totals + size.channels, at.channel, 0.0f, tilt);
+  load_scale(norm.var, at.channel, norm.eps, slope);
   const float rows = static_cast<float>(size.rows);
   MWM_UNROLL
   for (int j = 0; j < kVec; ++j) {
@@ -107,37 +128,26 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const T* grad, const
     tilt[j] = tilt[j] / rows * slope[j];
     slope[j] *= weight[j];
   }
-  const auto put = [&](const Pack<T, kVec>& gradient, const Pack<T, kVec>& value, const Pack<T, kVec>& result, int64_t place) {
+  const auto put = [&](int i) {
     Pack<T, kVec> of_x, of_residual;
     MWM_UNROLL
     for (int j = 0; j < kVec; ++j) {
-      const float deviation = widen(value.item[j]) - mean[j];
-      float g = widen(gradient.item[j]);
-      if (kAct) g = passed(g, out ? widen(result.item[j]) : deviation * slope[j] + bias[j], norm.cap);
+      const float deviation = widen(maps.values[i].item[j]) - mean[j];
+      float g = widen(maps.gradients[i].item[j]);
+      if (kAct) g = passed(g, out ? widen(maps.results[i].item[j]) : deviation * slope[j] + bias[j], norm.cap);
       of_residual.item[j] = narrow<T>(g);
       of_x.item[j] = narrow<T>((g - level[j] - deviation * tilt[j]) * slope[j]);
     }
-    if (grad_residual) *reinterpret_cast<Pack<T, kVec>*>(grad_residual + place) = of_residual;
-    if (grad_x) *reinterpret_cast<Pack<T, kVec>*>(grad_x + place) = of_x;
+    if (grad_residual) *reinterpret_cast<Pack<T, kVec>*>(grad_residual + place(i)) = of_residual;
+    if (grad_x) *reinterpret_cast<Pack<T, kVec>*>(grad_x + place(i)) = of_x;
   };
-  const int64_t groups = size.groups;
-  int64_t row = at.first;
-  for (; row + (kRun - 1) * groups < at.last; row += kRun * groups) {
-    Pack<T, kVec> gradients[kRun], values[kRun], results[kRun] = {};
+  while (full) {
     MWM_UNROLL
-    for (int i = 0; i < kRun; ++i) {
-      const int64_t place = (row + i * groups) * size.channels + at.channel;
-      gradients[i] = load<T, kVec>(grad + place);
-      values[i] = load<T, kVec>(x + place);
-      if (kAct && out) results[i] = load<T, kVec>(out + place);
-    }
-    MWM_UNROLL
-    for (int i = 0; i < kRun; ++i) put(gradients[i], values[i], results[i], (row + i * groups) * size.channels + at.channel);
+    for (int i = 0; i < kRun; ++i) put(i);
+    row += kRun * groups;
+    full = fetch();
   }
-  for (; row < at.last; row += groups) {
-    const int64_t place = row * size.channels + at.channel;
-    put(load<T, kVec>(grad + place), load<T, kVec>(x + place), kAct && out ? load<T, kVec>(out + place) : Pack<T, kVec>{}, place);
-  }
+  for (; row < at.last; row += groups) maps.load_run(0, place(0)), put(0);
 }
 
 }  // namespace
@@ -158,14 +168,14 @@ void batch_norm_backward(const View& grad, const View& x, const View& out, const
     using T = decltype(tag);
     constexpr int kVec = decltype(vec)::value;
     constexpr bool kAct = decltype(act)::value;
-    const Rows size = rows_of(x, kVec);
+    const Rows size = rows_of(x, kVec, kRun, shares), written = written_rows_of(x, kVec);
     launch(op, place, shares, blocks_y(size, kVec), kThreads, backward_sums_kernel<T, kVec, kAct>, pointer<T>(grad), pointer<T>(x), pointer<T>(out), norm, size,
            pointer<double>(sums));
     launch(op, place, ceil_div<int64_t>(2 * channels, kJoinLanes), 1, kThreads, join_sums_kernel, pointer<double>(sums), norm.var, norm.eps, channels,
            static_cast<int32_t>(shares), pointer<float>(totals));
     if ((!is_none(grad_x) || !is_none(grad_residual)) && size.rows > 0)
-      launch(op, place, blocks_x(size, kVec), blocks_y(size, kVec), kThreads, backward_kernel<T, kVec, kAct>, pointer<T>(grad), pointer<T>(x), pointer<T>(out), norm,
-             pointer<float>(totals), size, pointer<T>(grad_x), pointer<T>(grad_residual));
+      launch(op, place, blocks_x(written), blocks_y(written, kVec), kThreads, backward_kernel<T, kVec, kAct>, pointer<T>(grad), pointer<T>(x), pointer<T>(out), norm,
+             pointer<float>(totals), written, pointer<T>(grad_x), pointer<T>(grad_residual));
   });
 }
 
