@@ -19,6 +19,7 @@ from mwm.cli.errors import EXPLAINED, INTERRUPTED, report
 COMMANDS = {
     "demo": "run the whole pipeline on the scans that the package ships, in a few minutes",
     "localize": "turn a prompt and images into regions",
+    "prompts": "list prompt sets, or have a language model write more",
     "preview": "look at regions and masks before training",
     "pretrain": "pre-train an encoder on unlabelled images",
     "finetune": "train a pre-trained encoder on labels, masks or boxes, or probe it",
@@ -31,7 +32,8 @@ COMMANDS = {
 
 _WARNED: set[str] = set()
 
-USAGE = {"localize": "IMAGES ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "predict": "RESULTS IMAGES ", "bench": "[NAME] ", "study": "CONFIG "}
+USAGE = {"localize": "IMAGES ", "localize check": "IMAGES ", "localize eval": "REGIONS MASKS ", "localize choose": "IMAGES ", "localize train": "IMAGES MASKS ",
+         "prompts": "[SET] ", "preview": "IMAGES ", "pretrain": "IMAGES ", "finetune": "RUN DATA ", "predict": "RESULTS IMAGES ", "bench": "[NAME] ", "study": "CONFIG "}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,11 +82,14 @@ def _dispatch(words: list[str]) -> int:
         parser.parse_args(words)  # prints help, the version, or the error, and exits
         parser.print_help()
         return 2 if words else 0
-    module = importlib.import_module(f"mwm.cli.{command}")
+    module, rest = importlib.import_module(f"mwm.cli.{command}"), words[1:]
+    inner = getattr(module, "SUBCOMMANDS", {})  # a folder of such a name is written ./check
+    if rest and rest[0] in inner:
+        module, command, rest = importlib.import_module(inner[rest[0]]), f"{command} {rest[0]}", rest[1:]
     parser = Parser(prog=f"mwm {command}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                     usage=f"mwm {command} {USAGE.get(command, '')}[options]", epilog="--debug shows the traceback of an error.")
     module.add_arguments(parser)
-    return module.run(parser.parse_args(words[1:]), words) or 0
+    return module.run(parser.parse_args(rest), words) or 0
 
 
 class Parser(argparse.ArgumentParser):
