@@ -89,7 +89,8 @@ def gallery(scenes: Sequence[Scene], truth: dict[str, Any], results: Sequence[di
         objects = [row for row in truth["annotations"] if row["image_id"] == k + 1]
         found = [row for row in results if row["image_id"] == k + 1 and row["score"] >= SHOWN][:10]
         words = ", ".join(sorted({names[row["category_id"]] for row in objects})) or "nothing"
-        called = ", ".join(f"{names[row['category_id']]} {row['score']:.2f}" for row in found[:3]) or f"nothing above {SHOWN}"
+        called = ", ".join(f"{names[row['category_id']]} {row['score']:.2f}" for row in found[:2]) or f"nothing above {SHOWN}"
+        called += f" and {len(found) - 2} more" if len(found) > 2 else ""
         pictures += [view.Cell(draw(image, objects, TRUTH_RGB), f"truth: {words}"), view.Cell(draw(image, found, PREDICTED_RGB), f"found: {called}")]
     for k in range(0, len(pictures), 4):
         sheet.add("turquoise: truth; orange: what was found, with its score" if not k else "", *pictures[k : k + 4])
@@ -113,14 +114,20 @@ def draw(image: np.ndarray, rows: Sequence[Mapping[str, Any]], colour: tuple[int
     masks = labels if labels.any() else None
     picture = contours(image, masks if colour == TRUTH_RGB else None, masks if colour != TRUTH_RGB else None, size=edge)
     scale, pen, small = picture.width / width, ImageDraw.Draw(picture), font(13)
-    for row in rows:
-        x, y, w, h = (value * scale for value in row["bbox"])
+    boxes = [[value * scale for value in row["bbox"]] for row in rows]
+    for x, y, w, h in boxes:
         pen.rectangle((x, y, x + w, y + h), outline=colour, width=1)
+    tags: list[tuple[float, float, float, float]] = []
+    for row, (x, y, _, h) in zip(rows, boxes, strict=True):
         if "score" in row:
             words = f"{row['score']:.2f}"
             top = y - 16 if y >= 16 else min(y + h + 1, picture.height - 16)
-            pen.rectangle((x, top, x + pen.textlength(words, small) + 4, top + 15), fill=(20, 20, 20))
-            pen.text((x + 2, top), words, fill=colour, font=small)
+            left = max(0.0, min(x, picture.width - pen.textlength(words, small) - 4))
+            tag = (left, top, left + pen.textlength(words, small) + 4, top + 15)
+            if all(tag[0] > other[2] or tag[2] < other[0] or tag[1] > other[3] or tag[3] < other[1] for other in tags):
+                tags.append(tag)  # of scores that would cover each other the best one is written
+                pen.rectangle(tag, fill=(20, 20, 20))
+                pen.text((left + 2, top), words, fill=colour, font=small)
     return picture
 
 
