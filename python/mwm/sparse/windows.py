@@ -55,6 +55,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _bind(names: Sequence[str], args: tuple, kwargs: dict, defaults: dict) -> list:
+    if len(args) == len(names) and not kwargs:  # as torch.nn's layers call
+        return list(args)
     given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
     return [given.get(name) for name in names]
 
