@@ -83,14 +83,14 @@ def test_moments_move_the_running_ones_like_torch_in_any_order_of_threads(channe
     assert mine.running_mean._version > version
 
 
-def test_results_repeat_bit_for_bit_in_any_order_of_threads(target: Target, emulated: object) -> None:
+def test_results_repeat_bit_for_bit_in_any_order_of_threads(target: Target, request: pytest.FixtureRequest) -> None:
     """The sums of random numbers show every change of order."""
     target.require("batch_norm")
     inputs = [t.float() for t in _inputs((70, 96, 3, 3))]
     found = []
     for order in (0, 1, 2):
         if target.device.type == "cpu":
-            emulated.set_order(order)
+            request.getfixturevalue("emulated").set_order(order)
         leaves = [t.clone().requires_grad_() for t in inputs]
         out = _ours("relu", target)(*leaves)
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
