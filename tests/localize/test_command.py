@@ -22,7 +22,7 @@ def scans(tmp_path: Path) -> Path:
 
 
 def test_text_to_regions_on_disk_with_a_local_checkpoint(scans: Path, tmp_path: Path, clipseg_folder: Path, capsys: pytest.CaptureFixture) -> None:
-    options = {"localizer": "clipseg", "checkpoint": clipseg_folder, "method": "kmeans", "components": 1, "expand": 1.25, "device": "cpu", "progress": False}
+    options = {"localizer": "clipseg", "checkpoint": clipseg_folder, "method": "kmeans", "components": 1, "expand": 1.25, "device": "cpu", "progress": False, "force": True}
     report = run_localize(scans, "both lungs", tmp_path / "regions", **options)
     assert report.images == report.made == 3 and "3 images, 3 computed" in capsys.readouterr().out
     assert run_localize(scans, "both lungs", tmp_path / "regions", **options).made == 0
@@ -61,7 +61,7 @@ def test_command_line_ends_with_one_sentence_and_a_code(scans: Path, tmp_path: P
     from mwm.cli import main
 
     out = str(tmp_path / "regions")
-    asked = ["localize", str(scans), "--prompt", "both lungs", "--localizer", "clipseg", "--checkpoint", str(clipseg_folder), "--device", "cpu", "--out", out]
+    asked = ["localize", str(scans), "--prompt", "both lungs", "--localizer", "clipseg", "--checkpoint", str(clipseg_folder), "--device", "cpu", "--out", out, "--force"]
     assert main([*asked, "--method", "kmeans"]) == 0
     assert "3 images, 3 computed" in capfd.readouterr().out
     assert main([*asked, "--min-area", "1"]) == 2

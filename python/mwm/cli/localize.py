@@ -2,27 +2,37 @@
 
   mwm localize IMAGES --prompt "both lungs" --out regions
   mwm localize IMAGES --prompt "liver" --localizer clipseg --checkpoint FOLDER_OR_HUB_NAME --out regions
+  mwm localize IMAGES --prompt-set brain_mri_tumour:P2 --not "eye" --localizer bottleneck --checkpoint biomedclip --setting setting=fast --out regions
   mwm localize IMAGES --localizer maps --maps MASKS --expand 1.2 --out regions
   mwm localize --vocabulary        what the shipped localizer understands
   mwm localize --list              the localizers
+
+  mwm localize check IMAGES --prompt TEXT     does the map follow the text? without labels
+  mwm localize choose IMAGES --prompt TEXT    settings by agreement and stability, or by masks
+  mwm localize eval REGIONS MASKS             how good regions are, where there are masks
+
+A localizer that answers any text is checked on 16 images first; --force goes on where its maps do not follow the text.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from mwm.cli.regions import GEOMETRY, add_localizer, add_reading, add_refining, reading
+from mwm.cli.regions import GEOMETRY, add_localizer, add_prompts, add_reading, add_refining, reading
+
+SUBCOMMANDS = {"check": "mwm.cli.localize_check"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Images, prompt, localizer, refinement."""
     parser.add_argument("images", metavar="IMAGES", nargs="?", default=argparse.SUPPRESS, help="folder, glob, text list or index CSV")
-    parser.add_argument("--prompt", metavar="TEXT", default=argparse.SUPPRESS, help="what to find, in words; left out where the index CSV has a column `prompt`")
+    add_prompts(parser)
     parser.add_argument("--out", metavar="FOLDER", default=argparse.SUPPRESS, help="where the regions go (default: regions)")
     parser.add_argument("--maps", metavar="FOLDER", default=argparse.SUPPRESS, help="masks that you have, for --localizer maps")
     parser.add_argument("--batch-size", type=int, metavar="N", default=argparse.SUPPRESS, help="images per call of the localizer (default: 8)")
     parser.add_argument("--vocabulary", action="store_true", default=argparse.SUPPRESS, help="print the words that the localizer tiny knows")
     parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print the localizers")
+    parser.add_argument("--force", action="store_true", default=argparse.SUPPRESS, help="go on where the check says that the maps do not follow the text")
     add_localizer(parser)
     add_refining(parser)
     add_reading(parser)

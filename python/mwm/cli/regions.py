@@ -11,12 +11,22 @@ REFINING = ("method", "threshold", "min_peak", "min_area", "components", "expand
 GEOMETRY = ("aspect", "slice_axis", "orientation")
 
 
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """What to find, in one sentence or several, and what to leave out."""
+    parser.add_argument("--prompt", metavar="TEXT", default=argparse.SUPPRESS, help="what to find, in words; left out where the index CSV has a column `prompt`")
+    parser.add_argument("--prompt-set", metavar="NAME[:LEVEL]", default=argparse.SUPPRESS,
+                        help="instead of a prompt: the mean of the maps of a set's sentences; `mwm prompts` lists the sets; a .yaml file of your own")
+    parser.add_argument("--not", dest="negatives", metavar="TEXT", action="append", default=argparse.SUPPRESS, help="subtract the map of this text; may be given several times")
+
+
 def add_localizer(parser: argparse.ArgumentParser) -> None:
     """Which localizer, with which weights."""
     group = parser.add_argument_group("localizer")
     group.add_argument("--localizer", metavar="NAME", default=argparse.SUPPRESS,
                        help="tiny (shipped; a listed vocabulary), clipseg (any prompt; needs --checkpoint), maps (masks you have) (default: tiny)")
     group.add_argument("--checkpoint", metavar="NAME", default=argparse.SUPPRESS, help="weights for clipseg: a local folder, or a hub name, which is fetched")
+    group.add_argument("--setting", dest="settings", metavar="NAME=VALUE", action="append", default=argparse.SUPPRESS,
+                       help="a setting of the localizer, for example layer=7 or beta=0.5 of bottleneck; may be given several times")
     group.add_argument("--device", metavar="NAME", default=argparse.SUPPRESS, help="cpu | cuda | cuda:N; default: the first GPU, else the CPU")
 
 

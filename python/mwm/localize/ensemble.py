@@ -86,7 +86,7 @@ def maps_of(localizer: Localizer, images: Tensor, prompts: Sequence[str]) -> tup
     if many is not None:
         maps = many(images, list(prompts))
         told = getattr(localizer, "similarity", None)
-        return maps, told if told is not None and tuple(told.shape) == tuple(maps.shape[:2]) else None
+        return maps, told.reshape(maps.shape[:2]) if told is not None and told.numel() == len(maps) * len(images) else None
     maps, similarity = [], []
     for prompt in prompts:
         maps.append(localizer(images, [prompt] * len(images)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,6 +38,10 @@ class UnsupportedImage(ValueError):
     """A localizer cannot answer for this image (another modality, no mask); the other images of a folder go on."""
 
 
+class PromptRefused(ValueError):
+    """A localizer does not know what a text names, and says so instead of answering it somehow."""
+
+
 def check_images(images: Any, prompts: Any, name: str) -> None:
     """Refuse what is not images [B, C, H, W] in [0, 1] with one prompt each.
 
@@ -62,13 +67,17 @@ def check_images(images: Any, prompts: Any, name: str) -> None:
 
 
 def default_device(device: Any = None) -> torch.device:
-    """The device asked for, or the first CUDA device where there is one, else the CPU.
+    """The device asked for, or the first CUDA device where there is one, else the CPU. Under torchrun "first" means that of LOCAL_RANK.
 
     Raises:
         ValueError: it is unknown, or not there.
     """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None or str(device) == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+        if torch.cuda.is_available():
+            return torch.device("cuda", local % torch.cuda.device_count()) if local else torch.device("cuda")
+        if device is None:
+            return torch.device("cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from mwm.localize.protocol import check_images
+from mwm.localize.protocol import PromptRefused, check_images
 
 _WORDS = {"body": "body", "head": "body", "brain": "body", "patient": "body", "tissue": "body", "foreground": "body", "lung": "lungs", "lungs": "lungs"}
 _BINS = 256
@@ -126,5 +126,5 @@ def _largest(mask: NDArray, keep: int, least: float) -> NDArray[np.bool_]:
 def _part(prompt: str) -> str:
     named = {_WORDS[word] for word in "".join(c if c.isalpha() else " " for c in prompt.lower()).split() if word in _WORDS}
     if len(named) != 1:
-        raise ValueError(f'threshold: prompt must name either body or lungs, got "{prompt[:80]}". It reads grey values; for other structures take tiny or clipseg.')
+        raise PromptRefused(f'threshold: prompt must name either body or lungs, got "{prompt[:80]}". It reads grey values; for other structures take tiny or clipseg.')
     return named.pop()

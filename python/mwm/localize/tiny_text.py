@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from .protocol import PromptRefused
 from .tiny_words import ALIASES, CONCEPTS, FILLERS, NEGATIONS, STRUCTURES
 
 __all__ = ["MAX_TOKENS", "STRUCTURES", "TOKENS", "encode_prompt", "parse_prompt", "vocabulary_text", "words_of"]
@@ -31,9 +32,9 @@ def words_of(prompt: str) -> list[str]:
     return [ALIASES.get(word, word) for word in re.findall(r"[^\W\d_]+[12]?[^\W\d_]*", text)]
 
 
-def _refuse(prompt: str, reason: str) -> ValueError:
+def _refuse(prompt: str, reason: str) -> PromptRefused:
     shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
-    return ValueError(f'tiny: prompt must name one structure that tiny knows, got "{shown}" ({reason}). {OTHERS}')
+    return PromptRefused(f'tiny: prompt must name one structure that tiny knows, got "{shown}" ({reason}). {OTHERS}')
 
 
 def parse_prompt(prompt: str) -> str:

@@ -65,7 +65,8 @@ visible apparent present clear clearly bright dark grey gray large larger small 
 confirmed suspicious primary malignant benign grade high low
 patient patients person people man woman men women male female child children kid boy girl infant adult adults baby newborn
 subject subjects case cases human humans individual body year years month months old aged
-side sides sided possibly probably likely origin maybe inside inner belonging using through across containing contains contain affected diseased sick ill air filled aerated breathing
+side sides sided possibly probably likely origin maybe inside inner belonging using through across containing contains contain affected diseased sick ill air filled
+aerated breathing
 organ organs anatomy anatomical structure structures called named such like namely object target interest
 want need like help thanks thank hello ok please precise precisely exact exactly accurate accurately careful carefully roughly around roi mask masks
 hospital doctor radiologist upright focus focal attention size sized intensity abnormal pathological lying standing during after before
