@@ -37,13 +37,14 @@ def key(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def write_array(path: Path, array: NDArray, *, packed: bool) -> None:
+def write_array(path: Path, array: NDArray, *, packed: bool, durable: bool = True) -> None:
     """Write atomically: a temporary file in the same folder, fsync, rename. Several processes may write one path.
 
     Args:
         path: Target; its folder is made.
         array: uint8, uint16, float16 or float32, at most 4 dimensions.
         packed: Deflate (regions shrink some 50-fold; images hardly).
+        durable: Wait for the disk. Without it a power cut may leave a damaged entry, which the checksum finds; a killed process leaves none.
 
     Raises:
         OSError: the disk is full or not writable; the target is as before.
@@ -55,7 +56,7 @@ def write_array(path: Path, array: NDArray, *, packed: bool) -> None:
     if packed:
         payload = zlib.compress(payload, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, head + hashlib.blake2b(head + payload, digest_size=_DIGEST).digest() + payload)
+    write_bytes(path, head + hashlib.blake2b(head + payload, digest_size=_DIGEST).digest() + payload, durable=durable)
 
 
 def read_array(path: Path) -> NDArray:
@@ -87,8 +88,8 @@ def read_array(path: Path) -> NDArray:
     return np.frombuffer(payload, _DTYPES[code]).reshape(shape)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file atomically and durably.
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file atomically and, unless told otherwise, durably.
 
     Raises:
         OSError: as `write_array`.
@@ -97,8 +98,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from .settings import ReadSettings
 
 INDEX = "regions.json"
 _FORMAT = "mwm regions 1"
+_PART = re.compile(r"part-\d+-of-\d+\.json|\.(part-\d+-of-\d+|regions)\.json\.\d+\.[0-9a-f]+\.tmp")
 
 
 class RegionCache:
@@ -73,7 +75,7 @@ class RegionCache:
         values = torch.as_tensor(region).detach().cpu().float()
         if values.ndim != 2 or not values.numel() or not bool(torch.isfinite(values).all()) or float(values.min()) < 0 or float(values.max()) > 1:
             raise DataError(f"regions: region must be a finite map [H, W] in [0, 1], got {tuple(values.shape)}.")
-        blob.write_array(self._path(key), (values * 255).round().to(torch.uint8).numpy(), packed=True)
+        blob.write_array(self._path(key), (values * 255).round().to(torch.uint8).numpy(), packed=True, durable=False)
 
     def get(self, key: str) -> Tensor:
         """The region under a key. float32 [H, W] in [0, 1]
@@ -90,21 +92,52 @@ class RegionCache:
         """Say which region belongs to an image; `save` writes it down."""
         self._fresh[f"{record_id:08x}"] = key
 
-    def save(self) -> None:
+    def save(self, part: tuple[int, int] | None = None) -> None:
         """Write the assignments and `meta`; images assigned by earlier calls stay, unless `meta` changed since.
+
+        Args:
+            part: Rank and number of processes that share the work: this one's assignments go to a file of their own, for `merge`.
 
         Raises:
             OSError: the disk is full; the earlier index is whole.
         """
         self.meta = json.loads(json.dumps(self.meta, default=str))
         now = json.dumps(self.meta, sort_keys=True)
-        if now != self._meta_before:
-            self._keys = {}
-        self._keys.update(self._fresh)
-        self._meta_before = now
+        if part is None:
+            if now != self._meta_before:
+                self._keys = {}
+            self._keys.update(self._fresh)
+            self._meta_before = now
+        keys = self._keys if part is None else self._fresh
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": _FORMAT, "meta": self.meta, "regions": dict(sorted(self._keys.items()))}, indent=1)
-        blob.write_bytes(self.folder / INDEX, text.encode())
+        text = json.dumps({"format": _FORMAT, "meta": self.meta, "regions": dict(sorted(keys.items()))}, indent=1)
+        blob.write_bytes(self.folder / (INDEX if part is None else _part(*part)), text.encode())
+
+    def drop_part(self, part: tuple[int, int]) -> None:
+        """Remove the file that `save` wrote for a rank in an earlier run."""
+        (self.folder / _part(*part)).unlink(missing_ok=True)
+
+    def merge(self, size: int) -> None:
+        """Join the parts of `size` processes into the index, and remove all parts.
+
+        Raises:
+            DataError: a part is damaged.
+            OSError: the disk is full; the earlier index is whole.
+        """
+        parts = [stored for rank in range(size) if (stored := _read_index(self.folder / _part(rank, size)))]
+        for stored in parts:
+            self.meta = dict(stored["meta"])
+            self._fresh.update(stored["regions"])
+        if parts:
+            self.save()
+        for path in self.folder.glob("part-*.json"):
+            if self.is_part(path):
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def is_part(path: Path) -> bool:
+        """Whether a file is a part of an index, or what a killed process left of an index or part."""
+        return bool(_PART.fullmatch(path.name))
 
     def region(self, record: Record | int, settings: ReadSettings | None = None) -> Tensor | None:
         """The region of an image, or None where it has none. float32 [H, W]
@@ -205,6 +238,10 @@ def warn_of_other_settings(store: RegionStore, settings: ReadSettings) -> list[s
     """Sentences on reading settings that differ from those the regions were made with; `size` and `aspect` do not matter to them."""
     made = getattr(store, "read", None)
     return [] if made is None else settings.differences(replace(made, size=settings.size, aspect=settings.aspect))
+
+
+def _part(rank: int, size: int) -> str:
+    return f"part-{rank:04d}-of-{size:04d}.json"
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""Regions of a whole folder: stream the images, localize, refine, cache; a second run finds everything done."""
+"""Regions of a whole folder: threads read, the localizer takes batches, a thread refines and writes; a second run finds everything done."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +17,17 @@ from tqdm import tqdm
 from mwm.data import DataError, ReadSettings, Record, RegionCache, SkippedFiles, content_digest, read_image, read_list
 from mwm.data.regions import INDEX
 from mwm.localize.protocol import Localizer, UnsupportedImage
+from mwm.localize.ranks import Ranks
 from mwm.localize.refine import RefineSettings, refine
 from mwm.localize.registry import create_localizer
+from mwm.localize.stream import Batches, Behind, read_ahead
 
 NOTHING_FOUND = 0.98
 """Share of empty regions from which a prompt counts as matching nothing."""
 
 _NOT_SEEN = ("aspect", "size", "max_pixels")  # reading settings that do not change an image at its own size
 _PATIENCE = 16  # refused images, with none accepted, after which a folder is given up
+_OURS = ("skipped.csv", "report.json")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class LocalizeReport:
         full: Regions that cover the whole image.
         area: Mean share of the image that a non-empty region covers; NaN where all are empty.
         skipped: Files that could not be read; listed in skipped.csv in `out`.
+        kept: Parts that SAM's answer did not fit, kept as the localizer found them.
     """
 
     out: Path
@@ -44,6 +52,7 @@ class LocalizeReport:
     full: int
     area: float
     skipped: int
+    kept: int = 0
 
     def __str__(self) -> str:
         share = "–" if self.area != self.area else f"{100 * self.area:.1f} %"
@@ -51,6 +60,8 @@ class LocalizeReport:
             f"regions: {self.images} images, {self.made} computed, {self.images - self.made} from the cache, in {self.out}",
             f"         {self.empty} empty, {self.full} cover the whole image; the others cover {share} of the image on average",
         ]
+        if self.kept:
+            lines.append(f"sam:     {self.kept} parts kept as they were: what the model drew did not fit them")
         if self.full:
             lines.append("warning: a region that covers the whole image guides nothing. Raise the threshold, keep fewer components, or expand less.")
         if self.skipped:
@@ -69,14 +80,18 @@ def localize_folder(
     split: str | None = None,
     root: str | Path | None = None,
     batch_size: int = 8,
+    workers: int = 2,
+    sam: Any = None,
     strict: bool = False,
     progress: bool = True,
 ) -> LocalizeReport:
     """Find the region of every image and keep it on disk.
 
     A region is cached under a hash of the image's bytes, the prompt, the localizer's fingerprint and the settings, so that
-    a second run, a run over more images, or one that was interrupted computes only what is missing. Neither file names
-    nor texts of headers are written into `out`, except the relative names of skipped files in `skipped.csv`.
+    a second run, a run over more images, or one that was killed computes only what is missing. A region is visible when it is whole.
+    Neither file names nor texts of headers are written into `out`, except the relative names of skipped files in `skipped.csv`.
+    Under torchrun each process takes its share of the images; the index holds those of all. Memory does not grow with the number of
+    images, but for some 200 bytes of index each.
 
     Args:
         images: Folder, glob, text list or index CSV; see `mwm.data.read_list`.
@@ -88,11 +103,13 @@ def localize_folder(
         split: Only images of this split of an index CSV.
         root: Folder that the CSV's paths start from, and must stay in.
         batch_size: Images of one size that are localized together.
+        workers: Threads that read images ahead of the localizer; 0 reads between its calls.
+        sam: A `SamRefiner` that redraws the parts of each region, between its components and its boxes.
         strict: Stop at the first file that cannot be read, instead of skipping it.
         progress: Show a progress bar.
 
     Returns:
-        What was done; print it.
+        What was done, by all processes; print it.
 
     Raises:
         ValueError: there is no prompt, the prompt matches nothing, or the localizer refuses prompt or images.
@@ -102,138 +119,237 @@ def localize_folder(
     read = replace(read or ReadSettings(), size=None)  # regions keep the size of the file; data sets bring both to size
     if batch_size < 1:
         raise ValueError(f"localize: batch_size must be at least 1, got {batch_size}.")
+    if workers < 0:
+        raise ValueError(f"localize: workers must be at least 0, got {workers}.")
     _check_out(Path(out).expanduser())
     records = list(read_list(images, split=split, root=root, settings=read))
     _check_prompts(records, prompt, localizer)
-    cache = RegionCache(out)
-    run = _Run(localizer, prompt, refinement, read, cache, strict)
-    bar = tqdm(total=len(records), desc="localize", unit="image", disable=None if progress else True)
+    ranks = Ranks.join()
     try:
-        with bar:
-            for start in range(0, len(records), batch_size):
-                chunk = records[start : start + batch_size]
-                run.chunk(chunk)
-                bar.update(len(chunk))
-                run.stop_early()
-    finally:  # what was made stays usable whatever happens
-        if run.areas:
-            cache.meta.update(prompt=prompt, localizer=localizer.fingerprint, refine=run.refine_settings, read=read.to_dict())
-            cache.save()
-        if len(run.skipped):
-            Path(out).mkdir(parents=True, exist_ok=True)
-        if Path(out).is_dir():
-            run.skipped.write(Path(out) / "skipped.csv")
-    return run.report(Path(out))
+        cache = RegionCache(out)
+        run = _Run(localizer, prompt, refinement, read, cache, strict, sam)
+        try:
+            run.all(ranks.share(records), batch_size, workers, progress and ranks.is_main)
+        finally:  # what was made stays usable whatever happens
+            run.write(Path(out), ranks)
+        return run.report(Path(out), ranks)
+    finally:
+        ranks.leave()
 
 
 def _check_out(folder: Path) -> None:
     """Regions belong in a folder of their own: poured over a run they would replace its list of skipped files."""
     if not folder.is_dir() or (folder / INDEX).is_file():
         return
-    # What an interrupted first call leaves: folders of two letters, no index yet.
-    if any(path.name != "skipped.csv" and not (len(path.name) == 2 and path.is_dir()) for path in folder.iterdir()):
+    # What an interrupted first call leaves: folders of two letters, parts of an index or none.
+    if any(path.name not in _OURS and not (len(path.name) == 2 and path.is_dir()) and not RegionCache.is_part(path) for path in folder.iterdir()):
         raise DataError(f"localize: out must be a new folder or one of regions, got {folder}, which holds other files. Choose another --out.")
 
 
-class _Run:
-    """The counters of one call and the work on one chunk of images."""
+@dataclass
+class _Counts:
+    """What one process did; sums over processes."""
 
-    def __init__(self, localizer: Localizer, prompt: str | None, refinement: RefineSettings | None, read: ReadSettings, cache: RegionCache, strict: bool) -> None:
-        self.localizer, self.prompt, self.read, self.cache, self.strict = localizer, prompt, read, cache, strict
+    made: int = 0
+    images: int = 0
+    empty: int = 0
+    full: int = 0
+    area: float = 0.0
+    kept: int = 0
+    refused: int = 0
+    reason: str = ""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(self.made + other.made, self.images + other.images, self.empty + other.empty, self.full + other.full, self.area + other.area, self.kept + other.kept,
+                       self.refused + other.refused, other.reason or self.reason, self.skipped + other.skipped)
+
+
+@dataclass
+class _Missing:
+    """An image that has no region yet."""
+
+    record: Record
+    text: str
+    key: str
+    image: Tensor
+
+
+class _Run:
+    """The counters of one call and its work."""
+
+    def __init__(
+        self, localizer: Localizer, prompt: str | None, refinement: RefineSettings | None, read: ReadSettings, cache: RegionCache, strict: bool, sam: Any = None
+    ) -> None:
+        self.localizer, self.prompt, self.read, self.cache, self.strict, self.sam = localizer, prompt, read, cache, strict, sam
         # The masks of a user are regions already; heat maps are not.
         self.refinement = refinement if refinement or getattr(localizer, "gives_regions", False) else RefineSettings()
         self.refine_settings = self.refinement.to_dict() if self.refinement else None
         seen = {name: value for name, value in read.to_dict().items() if name not in _NOT_SEEN}
-        self.settings = json.dumps([localizer.fingerprint, self.refine_settings, seen], sort_keys=True)
+        parts = [localizer.fingerprint, self.refine_settings, seen] + ([sam.fingerprint] if sam else [])
+        self.settings = json.dumps(parts, sort_keys=True)
         self.skipped = SkippedFiles()
-        self.refused: list[str] = []
-        self.made = 0
-        self.areas: list[float] = []
+        self.counts = _Counts()
+        self._kept_before = sam.kept if sam else 0
+        self._volumes = threading.Lock()  # slices of one volume share its decoding, which several threads at once would repeat
 
-    def chunk(self, records: list[Record]) -> None:
+    def all(self, records: list[Record], batch_size: int, workers: int, progress: bool) -> None:
         """Make what is missing and count everything."""
-        missing: dict[tuple[int, ...], list[tuple[Record, str, str, Tensor]]] = {}
+        batches: Batches[_Missing] = Batches(batch_size)
+        bar = tqdm(total=len(records), desc="localize", unit="image", disable=None if progress else True)
+        early = closing(read_ahead(self._texts(records), self._read, workers=workers, ahead=max(workers, batch_size)))
+        with bar, early as images, Behind(self._written, workers=min(workers, 1), most=batch_size) as behind:
+            for (record, _), found in images:
+                bar.update()
+                if isinstance(found, (DataError, OSError)) and not self.strict:
+                    self.skipped.add(record.name, str(found))
+                elif isinstance(found, Exception):
+                    raise found
+                elif isinstance(found, _Missing):
+                    full = batches.add(tuple(found.image.shape), found)
+                    if full:
+                        self._make(full, behind)
+                        self._stop_early()
+                else:
+                    self._assign(record, *found)
+            for rest in batches.rest():
+                self._make(rest, behind)
+                self._stop_early()
+
+    def _texts(self, records: list[Record]) -> Iterator[tuple[Record, str | Exception]]:
+        """Each record with what points at its region: what the localizer takes from it, else the row's prompt, else the common one."""
+        chosen = getattr(self.localizer, "prompt_for", None)
         for record in records:
             try:
-                text = self._text(record)
-                key = self._key(record, text)
-                region = self._cached(key)
-                if region is None:
-                    image = read_image(record, self.read)
-                    missing.setdefault(tuple(image.shape), []).append((record, text, key, image))
-                    continue
+                text: str | Exception = chosen(record) if chosen else record.prompt or self.prompt or ""
             except (DataError, OSError) as error:
-                if self.strict:
-                    raise
-                self.skipped.add(record.name, str(error))
-                continue
-            self._assign(record, key, region)
-        for group in missing.values():
-            self._make(group)
+                text = error
+            yield record, text
 
-    def _text(self, record: Record) -> str:
-        """What points at the region: what the localizer takes from the record, else the row's prompt, else the common one."""
-        chosen = getattr(self.localizer, "prompt_for", None)
-        return chosen(record) if chosen else record.prompt or self.prompt
-
-    def _cached(self, key: str) -> Tensor | None:
+    def _read(self, item: tuple[Record, str | Exception]) -> _Missing | tuple[str, float]:
+        """In a thread: the image where it has no region yet, else key and area of its region."""
+        record, text = item
+        if isinstance(text, Exception):
+            raise text
+        key = self._key(record, text)
         try:
-            return self.cache.get(key)
+            return key, _area(self.cache.get(key))
         except KeyError:  # not there, or damaged: made again
-            return None
+            pass
+        if record.frame is None:
+            return _Missing(record, text, key, read_image(record, self.read))
+        with self._volumes:
+            return _Missing(record, text, key, read_image(record, self.read))
 
-    def _make(self, group: list[tuple[Record, str, str, Tensor]]) -> None:
+    def _make(self, group: list[_Missing], behind: Behind) -> None:
         """Localize images of one size; one that the localizer refuses does not take the others along."""
+        images = torch.stack([one.image for one in group])
         try:
-            heat = self.localizer(torch.stack([image for *_, image in group]), [prompt for _, prompt, *_ in group])
+            heat = self.localizer(images, [one.text for one in group]).detach().cpu()
         except UnsupportedImage as error:
             if len(group) > 1:
                 for one in group:
-                    self._make([one])
+                    self._make([one], behind)
                 return
             if self.strict:
                 raise
-            self.refused.append(str(error))
-            self.skipped.add(group[0][0].name, str(error))
+            self.counts.refused, self.counts.reason = self.counts.refused + 1, str(error)
+            self.skipped.add(group[0].record.name, str(error))
             return
-        for (record, _, key, _), one in zip(group, heat.cpu(), strict=True):
-            try:
-                region = refine(one, self.refinement) if self.refinement else one
-            except ValueError as error:  # NaN: this image only
-                if self.strict:
-                    raise
-                self.skipped.add(record.name, str(error))
+        for one, found in zip(group, heat, strict=True):
+            if self.sam is None:
+                behind.submit(lambda one=one, found=found: self._finish(one, found, self.refinement))
                 continue
-            self.cache.put(key, region)
-            self._assign(record, key, region)
-            self.made += 1
+            try:
+                before = refine(found, self.refinement.before_sam(), one.image) if self.refinement else found
+                drawn = self.sam(one.image[None], before[None])[0]
+            except ValueError as error:
+                self._written((one.record, error))
+                continue
+            after = (self.refinement or RefineSettings()).after_sam()
+            behind.submit(lambda one=one, drawn=drawn, after=after: self._finish(one, drawn, after))
 
-    def _assign(self, record: Record, key: str, region: Tensor) -> None:
+    def _finish(self, one: _Missing, found: Tensor, settings: RefineSettings | None) -> tuple[Record, Any]:
+        """In a thread: refine one map and write its region."""
+        try:
+            region = refine(found, settings, one.image) if settings else found
+            self.cache.put(one.key, region)
+        except ValueError as error:  # NaN: this image only
+            return one.record, error
+        return one.record, (one.key, _area(region))
+
+    def _written(self, outcome: tuple[Record, Any]) -> None:
+        record, result = outcome
+        if isinstance(result, Exception):
+            if self.strict:
+                raise result
+            self.skipped.add(record.name, str(result))
+            return
+        self._assign(record, *result)
+        self.counts.made += 1
+
+    def _assign(self, record: Record, key: str, area: float) -> None:
         self.cache.assign(record.id, key)
-        self.areas.append(float((region > 0).double().mean()))
+        self.counts.images += 1
+        self.counts.empty += area == 0
+        self.counts.full += area == 1
+        self.counts.area += area
 
     def _key(self, record: Record, prompt: str) -> str:
         """Hash of the image's bytes, the prompt (for masks: their bytes) and the settings."""
         evidence = getattr(self.localizer, "evidence", None)
         return self.cache.key(content_digest(record), evidence(prompt) if evidence else prompt, self.settings)
 
-    def stop_early(self) -> None:
+    def _stop_early(self) -> None:
         """Give up on a folder that the localizer was not made for, instead of refusing it image by image."""
-        if len(self.refused) >= _PATIENCE and not self.areas:
-            raise ValueError(f"localize: the localizer refuses these images; the last reason: {self.refused[-1]}")
+        if self.counts.refused >= _PATIENCE and not self.counts.images:
+            raise ValueError(f"localize: the localizer refuses these images; the last reason: {self.counts.reason}")
 
-    def report(self, out: Path) -> LocalizeReport:
-        """The report, or one sentence where the whole run was in vain."""
-        if not self.areas:
-            reason = self.refused[-1] if self.refused else f"each one was skipped, for reasons that {out / 'skipped.csv'} lists. Look there first."
+    def write(self, out: Path, ranks: Ranks) -> None:
+        """The index, of this process alone where there are several, and the list of skipped files where there is one."""
+        if self.counts.images:
+            self.cache.meta.update(prompt=self.prompt, localizer=self.localizer.fingerprint, refine=self.refine_settings, read=self.read.to_dict())
+            if self.sam or "sam" in self.cache.meta:
+                self.cache.meta["sam"] = self.sam.fingerprint if self.sam else None
+            self.cache.save(part=None if ranks.size == 1 else (ranks.rank, ranks.size))
+        elif ranks.size > 1:
+            self.cache.drop_part((ranks.rank, ranks.size))
+        if ranks.size == 1:
+            self._write_skipped(out, self.skipped)
+
+    def report(self, out: Path, ranks: Ranks) -> LocalizeReport:
+        """The report of all processes, or one sentence where the whole run was in vain."""
+        self.counts.skipped = self.skipped.rows
+        self.counts.kept = self.sam.kept - self._kept_before if self.sam else 0
+        counts = sum(ranks.gather(self.counts), _Counts())
+        if ranks.size > 1:
+            if ranks.is_main:
+                RegionCache(out).merge(ranks.size)
+                skipped = SkippedFiles()
+                skipped.rows = sorted(counts.skipped)
+                self._write_skipped(out, skipped)
+            ranks.gather(None)  # nobody goes on before the index is there
+        if not counts.images:
+            reason = counts.reason or f"each one was skipped, for reasons that {out / 'skipped.csv'} lists. Look there first."
             raise ValueError(f"localize: no image has a region: {reason}")
-        empty = sum(area == 0 for area in self.areas)
-        if empty >= NOTHING_FOUND * len(self.areas):
+        if counts.empty >= NOTHING_FOUND * counts.images:
             said = f"prompt {self.prompt!r} matches" if self.prompt is not None else "prompts match"
-            raise ValueError(f"localize: the {said} nothing: {empty} of {len(self.areas)} regions are empty. Reword it, lower the threshold "
+            raise ValueError(f"localize: the {said} nothing: {counts.empty} of {counts.images} regions are empty. Reword it, lower the threshold "
                              "(look at a few images with mwm preview), or take another localizer.")
-        found = [area for area in self.areas if area > 0]
-        return LocalizeReport(out, len(self.areas), self.made, empty, sum(area == 1 for area in self.areas), sum(found) / len(found), len(self.skipped))
+        found = counts.images - counts.empty
+        return LocalizeReport(out, counts.images, counts.made, counts.empty, counts.full, counts.area / found, len(counts.skipped), counts.kept)
+
+    @staticmethod
+    def _write_skipped(out: Path, skipped: SkippedFiles) -> None:
+        if len(skipped):
+            out.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            skipped.write(out / "skipped.csv")
+
+
+def _area(region: Tensor) -> float:
+    """Share of the image that a region covers."""
+    return float((region > 0).double().mean())
 
 
 def _check_prompts(records: list[Record], prompt: str | None, localizer: Localizer) -> None:
