@@ -69,3 +69,16 @@ def test_tf32_only_where_matrix_products_may_use_it(on_gpu: dict) -> None:
             assert tile_conv_gpu.tf32(half) is False
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_dense_way_asks_for_algorithms_that_repeat_and_leaves_the_users_setting(before: bool) -> None:
+    saved = torch.backends.cudnn.deterministic
+    try:
+        torch.backends.cudnn.deterministic = before
+        with pytest.raises(KeyError), tile_conv_gpu.repeatable():
+            assert torch.backends.cudnn.deterministic
+            raise KeyError
+        assert torch.backends.cudnn.deterministic is before
+    finally:
+        torch.backends.cudnn.deterministic = saved
