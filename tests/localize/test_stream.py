@@ -193,7 +193,8 @@ def test_processes_share_the_images_and_write_one_index(tmp_path: Path) -> None:
     for process in started:
         said, error = process.communicate(timeout=120)
         assert said.split() == ["9", "9", "1"], error
-    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["regions.json", "skipped.csv"]
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["regions.json", "report.json", "skipped.csv"]
+    assert json.loads((out / "report.json").read_text())["entropy"]["values"] == 9
     one, both = RegionCache(tmp_path / "alone"), RegionCache(out)
     assert one.meta == both.meta and len(both) == 9
     assert all(torch.equal(one.region(record), both.region(record)) for record in read_list(scans) if record.name != "broken.png")

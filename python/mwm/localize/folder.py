@@ -19,6 +19,7 @@ from mwm.data.regions import INDEX
 from mwm.localize.protocol import Localizer, UnsupportedImage
 from mwm.localize.ranks import Ranks
 from mwm.localize.refine import RefineSettings, refine
+from mwm.localize.region_report import FILE, RegionReport
 from mwm.localize.registry import create_localizer
 from mwm.localize.stream import Batches, Behind, read_ahead
 
@@ -27,7 +28,7 @@ NOTHING_FOUND = 0.98
 
 _NOT_SEEN = ("aspect", "size", "max_pixels")  # reading settings that do not change an image at its own size
 _PATIENCE = 16  # refused images, with none accepted, after which a folder is given up
-_OURS = ("skipped.csv", "report.json")
+_OURS = ("skipped.csv", FILE)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class LocalizeReport:
         area: Mean share of the image that a non-empty region covers; NaN where all are empty.
         skipped: Files that could not be read; listed in skipped.csv in `out`.
         kept: Parts that SAM's answer did not fit, kept as the localizer found them.
+        regions: Figures of the regions and maps, which `report.json` in `out` holds.
     """
 
     out: Path
@@ -53,6 +55,7 @@ class LocalizeReport:
     area: float
     skipped: int
     kept: int = 0
+    regions: RegionReport = field(default_factory=RegionReport, compare=False, repr=False)
 
     def __str__(self) -> str:
         share = "–" if self.area != self.area else f"{100 * self.area:.1f} %"
@@ -159,10 +162,12 @@ class _Counts:
     refused: int = 0
     reason: str = ""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    report: RegionReport = field(default_factory=RegionReport)
 
     def __add__(self, other: _Counts) -> _Counts:
+        self.report.merge(other.report)
         return _Counts(self.made + other.made, self.images + other.images, self.empty + other.empty, self.full + other.full, self.area + other.area, self.kept + other.kept,
-                       self.refused + other.refused, other.reason or self.reason, self.skipped + other.skipped)
+                       self.refused + other.refused, other.reason or self.reason, self.skipped + other.skipped, self.report)
 
 
 @dataclass
@@ -173,6 +178,8 @@ class _Missing:
     text: str
     key: str
     image: Tensor
+    heat: Tensor | None = None
+    similarity: float | None = None
 
 
 class _Run:
@@ -191,6 +198,7 @@ class _Run:
         self.skipped = SkippedFiles()
         self.counts = _Counts()
         self._kept_before = sam.kept if sam else 0
+        self._counting = threading.Lock()
         self._volumes = threading.Lock()  # slices of one volume share its decoding, which several threads at once would repeat
 
     def all(self, records: list[Record], batch_size: int, workers: int, progress: bool) -> None:
@@ -233,7 +241,7 @@ class _Run:
             raise text
         key = self._key(record, text)
         try:
-            return key, _area(self.cache.get(key))
+            return key, self._measured(self.cache.get(key))
         except KeyError:  # not there, or damaged: made again
             pass
         if record.frame is None:
@@ -256,7 +264,10 @@ class _Run:
             self.counts.refused, self.counts.reason = self.counts.refused + 1, str(error)
             self.skipped.add(group[0].record.name, str(error))
             return
-        for one, found in zip(group, heat, strict=True):
+        told = getattr(self.localizer, "similarity", None)
+        cosines = [None] * len(group) if told is None else told.tolist()
+        for one, found, cosine in zip(group, heat, cosines, strict=True):
+            one.heat, one.similarity = None if getattr(self.localizer, "gives_regions", False) else found, cosine
             if self.sam is None:
                 behind.submit(lambda one=one, found=found: self._finish(one, found, self.refinement))
                 continue
@@ -276,7 +287,13 @@ class _Run:
             self.cache.put(one.key, region)
         except ValueError as error:  # NaN: this image only
             return one.record, error
-        return one.record, (one.key, _area(region))
+        return one.record, (one.key, self._measured(region, one.heat, one.similarity))
+
+    def _measured(self, region: Tensor, heat: Tensor | None = None, similarity: float | None = None) -> float:
+        """In a thread: share of the image that a region covers; its figures go into the report."""
+        with self._counting:
+            self.counts.report.add(region, heat, similarity)
+        return float((region > 0).double().mean())
 
     def _written(self, outcome: tuple[Record, Any]) -> None:
         record, result = outcome
@@ -328,6 +345,9 @@ class _Run:
                 skipped = SkippedFiles()
                 skipped.rows = sorted(counts.skipped)
                 self._write_skipped(out, skipped)
+        if ranks.is_main and counts.images and (counts.made or not (out / FILE).is_file()):  # figures of maps exist only when they are computed
+            counts.report.write(out)
+        if ranks.size > 1:
             ranks.gather(None)  # nobody goes on before the index is there
         if not counts.images:
             reason = counts.reason or f"each one was skipped, for reasons that {out / 'skipped.csv'} lists. Look there first."
@@ -337,7 +357,7 @@ class _Run:
             raise ValueError(f"localize: the {said} nothing: {counts.empty} of {counts.images} regions are empty. Reword it, lower the threshold "
                              "(look at a few images with mwm preview), or take another localizer.")
         found = counts.images - counts.empty
-        return LocalizeReport(out, counts.images, counts.made, counts.empty, counts.full, counts.area / found, len(counts.skipped), counts.kept)
+        return LocalizeReport(out, counts.images, counts.made, counts.empty, counts.full, counts.area / found, len(counts.skipped), counts.kept, counts.report)
 
     @staticmethod
     def _write_skipped(out: Path, skipped: SkippedFiles) -> None:
@@ -345,11 +365,6 @@ class _Run:
             out.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             skipped.write(out / "skipped.csv")
-
-
-def _area(region: Tensor) -> float:
-    """Share of the image that a region covers."""
-    return float((region > 0).double().mean())
 
 
 def _check_prompts(records: list[Record], prompt: str | None, localizer: Localizer) -> None:

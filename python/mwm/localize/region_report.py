@@ -47,6 +47,14 @@ class RegionReport:
         if similarity is not None and math.isfinite(float(similarity)):
             self._similarity.append(float(similarity))
 
+    def merge(self, other: RegionReport) -> None:
+        """Take over what another process counted."""
+        self._area += other._area
+        self._parts += other._parts
+        self._entropy += other._entropy
+        self._similarity += other._similarity
+        self._full += other._full
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: `images`, `empty` and `full` (numbers of images), `share_empty`, `share_full`, and under `area` (share of the image, of the non-empty
         regions), `components`, `entropy` (of the maps, 0 = one pixel, 1 = evenly spread) and `similarity` the number of values, mean and quantiles."""
