@@ -34,7 +34,7 @@ def neighbour(slots, base, y, x, valid, height, width, grid_w, EDGE: tl.constexp
     return slot * (EDGE * EDGE) + (y % EDGE) * EDGE + x % EDGE, slot >= 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks_m"])  # they change with every mask; the code would be compiled anew for multiples of 16
 def _tile_conv_kernel(
     source,  # packed rows that are read [S * EDGE * EDGE, groups * depth]
     weight,  # [K, KH, KW, C / groups], contiguous
@@ -370,10 +370,13 @@ def compile_cases(every=False):
             yield f"{direction} {name} {element} {kind} {device}", _tile_conv_kernel, signature, constants, options
 
 
+CHANGING = ("rows", "blocks_m", "per_share")  # with the mask: never constants
+
+
 def split_ones(values, signature, constants):
     """Enter whole numbers the way a launch does: 1 is a constant to the compiler, everything else a variable."""
     for name, value in values.items():
-        if value == 1:
+        if value == 1 and name not in CHANGING:
             constants[name] = 1
         else:
             signature[name] = "i32"

@@ -15,7 +15,7 @@ LEAST_BLOCKS = 4  # of positions in a share
 MOST_PARTIAL = 2**26  # elements of all partial sums together, 256 MiB
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "per_share"])  # they change with every mask
 def _tile_conv_weight_kernel(
     grad,  # packed rows [rows, groups * filters]
     source,  # packed rows [S * EDGE * EDGE, groups * depth]
@@ -109,7 +109,7 @@ def _tile_conv_weight_kernel(
     tl.store(sums + at, acc.to(sums.dtype.element_ty), mask=(n < filters)[:, None] & good_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def _sum_shares_kernel(sums, out, numel, shares, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
