@@ -59,7 +59,22 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
     ({"source": {"name": "tiny"}}, "must not be tiny"),
     ({"source": {"name": "threshold", "step": 3}}, "Did you mean 'steps'"),
     ({"source": {"name": "bottleneckk"}}, "does not have"),
+    ({"source": {"name": "threshold", "parts": 1}}, "parts of a source must be a whole number of at least 2"),
+    ({"source": {"name": "threshold", "refine": {"treshold": 0.5}}}, "refine of a source must hold fields of RefineSettings"),
     ({"pretrain": {"seed": 3}}, "which the study sets"),
+    ({"pretrain": {"mask_ratio": 0.6}}, "which the study sets"),
+    ({"pretrain": [1]}, "pretrain must be a mapping"),
+    ({"finetune": {"classify": None}}, "finetune.classify must be a mapping"),
+    ({"finetune": {"classify": {"epoch": 3}}}, "Did you mean 'epochs'"),
+    ({"finetune": {"classify": {"allow_leak": True}}}, "which the study sets"),
+    ({"finetune": {"classify": {"aspect": "pad"}}}, "which the study sets"),
+    ({"analysis": {"primary": ["regoin", "uniform"]}}, "Did you mean 'region'"),
+    ({"analysis": {"effects": {"dice": "small"}}}, "analysis must hold"),
+    ({"data": {"a": {"index": "x", "prompt": "y", "labels": "glioma"}}}, "labels must be a list of texts"),
+    ({"data": {"a": {"index": "x", "prompt": "y", "folds": 2.5}}}, "folds must be a whole number"),
+    ({"data": {"a": {"index": "x", "prompt": "y", "source": [1]}}}, "source must be a mapping"),
+    ({"blocks": [{"data": ["a"], "arms": ["region"], "tasks": ["probe"]}]}, "block.data must be a | b"),
+    ({"blocks": [{"data": "a", "arms": [{"x": 1}], "tasks": ["probe"]}]}, "arms must be named by texts"),
     ({"keep": "everything"}, "keep must be results | encoder | all"),
 ])
 def test_a_study_that_cannot_run_is_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
@@ -73,6 +88,17 @@ def test_wrong_settings_of_the_runs_show_before_the_first_run() -> None:
         StudyConfig.from_dict(values(pretrain={"image_size": 50}))
     with pytest.raises(TransferError, match="epochs must be"):
         StudyConfig.from_dict(values(finetune={"classify": {"epochs": 0}}))
+
+
+def test_numbers_with_an_exponent_are_numbers_at_every_depth(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values()) + "finetune: {classify: {lr: 3e-4}}\n")
+    assert StudyConfig.from_yaml(tmp_path / "study.yaml").finetune_config("classify", run="run", data="data").lr == 3e-4
+
+
+def test_nesting_without_end_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("data: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(TrainError, match="nested too deeply"):
+        StudyConfig.from_yaml(tmp_path / "study.yaml")
 
 
 def test_twenty_steps_tell_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from mwm.study.collect import Collected
 from mwm.study.endpoints import ENDPOINTS, Answers
 from mwm.study.errors import StudyError
+from mwm.study.sources import arm
 from mwm.study.statistics import ROUNDS, Contrast, Estimate, compare, contrast, estimate, estimate_of, holm
 
 SHORTCUT = "shortcut"
@@ -53,7 +54,21 @@ class Plan:
         Raises:
             StudyError: an unknown name, or a value of another form.
         """
-        values = dict(values or {})
+        try:
+            plan = cls._made(dict(values or {}))
+        except (TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, StudyError):
+                raise
+            raise StudyError(f"study: analysis must hold pairs of arms, effects by endpoint and primary endpoints by data set, got values of another form ({error}).") from error
+        for pair in (plan.primary, *plan.contrasts):
+            if len(pair) != 2:
+                raise StudyError(f"study: contrasts must be pairs of arms [first, second], got {list(pair)}.")
+            for name in pair:
+                arm(name)
+        return plan
+
+    @classmethod
+    def _made(cls, values: dict[str, Any]) -> Plan:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise StudyError(f"study: analysis must have the settings {', '.join(cls.__dataclass_fields__)}, got {unknown[0]!r}.")
@@ -67,11 +82,7 @@ class Plan:
             made["primary_endpoints"] = {data: _endpoint(text) for data, text in values["primary_endpoints"].items()}
         if "effects" in values:
             made["effects"] = {name: float(value) for name, value in values["effects"].items()}
-        plan = cls(**made)
-        for pair in (plan.primary, *plan.contrasts):
-            if len(pair) != 2:
-                raise StudyError(f"study: contrasts must be pairs of arms [first, second], got {list(pair)}.")
-        return plan
+        return cls(**made)
 
 
 def _endpoint(text: Any) -> tuple[str, str]:

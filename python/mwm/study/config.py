@@ -12,13 +12,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mwm.data import ReadSettings
+from mwm.study.analysis import Plan
 from mwm.study.errors import StudyError
 from mwm.study.sources import Source, arm
 from mwm.train import PretrainConfig
-from mwm.train.config import read_yaml
+from mwm.train.config import as_number, read_yaml
 from mwm.transfer import FinetuneConfig
 
 TASKS = ("classify", "probe", "segment", "detect")
+_PRETRAIN_FIXED = frozenset({"images", "out", "regions", "foreground", "split", "prompt", "localizer", "seed", "resume", "overwrite", "device",
+                             "mask", "mask_ratio", "high", "low", "region_weight"})
+_FINETUNE_FIXED = frozenset({"run", "data", "out", "init", "encoder", "image_size", "channels", "intensity", "aspect", "labels", "task", "linear_probe", "knn",
+                             "seed", "resume", "overwrite", "device", "store_weights", "allow_leak"})
+"""What the study sets by itself: a value in the file would be ignored in some arms and count in others."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -84,7 +91,7 @@ class StudyConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> StudyConfig:
         """Read a study from a file."""
-        return cls.from_dict(read_yaml(path))
+        return cls.from_dict(_numbers(read_yaml(path)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StudyConfig:
@@ -99,8 +106,7 @@ class StudyConfig:
             settings = _known({"name": name, **settings}, DataSet, f"the data set {name}")
             for needed in ("index", "prompt"):
                 _need(isinstance(settings.get(needed), str) and settings[needed], f"data.{name}.{needed}", "given", settings.get(needed))
-            settings["labels"] = tuple(settings["labels"]) if settings.get("labels") else None
-            sets[name] = DataSet(**settings)
+            sets[name] = _data_set(settings)
         blocks = values.get("blocks")
         _need(isinstance(blocks, list) and blocks, "blocks", "a list of {data, arms, tasks}", blocks)
         values["data"], values["blocks"] = sets, tuple(_block(block, sets) for block in blocks)
@@ -110,12 +116,15 @@ class StudyConfig:
         return config
 
     def _check_runs(self) -> None:
-        """Let the configs of the runs speak before the first hour, not after it."""
-        for name in self.finetune:
+        """Let the configs of the runs and tables speak before the first hour, not after it."""
+        for name in ("pretrain", "finetune", "source", "analysis"):
+            _need(isinstance(getattr(self, name), dict), name, "a mapping of settings", getattr(self, name))
+        _set_by_user(self.pretrain, _PRETRAIN_FIXED, "pretrain")
+        for name, settings in self.finetune.items():
             _need(name in TASKS, "finetune", f"by task: {' | '.join(TASKS)}", name)
-        fixed = {"images", "out", "regions", "split", "prompt", "localizer", "seed", "resume", "overwrite", "device"}
-        taken = fixed & set(self.pretrain)
-        _need(not taken, "pretrain", f"without {', '.join(sorted(fixed))}, which the study sets", ", ".join(taken))
+            _need(isinstance(settings, dict), f"finetune.{name}", "a mapping of settings", settings)
+            _set_by_user(_known(settings, FinetuneConfig, f"finetune.{name}"), _FINETUNE_FIXED, f"finetune.{name}")
+        Plan.from_dict(self.analysis)
         for block in self.blocks:
             self.source_of(block.data)
             for name in block.arms:
@@ -165,7 +174,7 @@ class StudyConfig:
 def _block(values: Any, sets: dict[str, DataSet]) -> Block:
     _need(isinstance(values, dict), "blocks", "a list of {data, arms, tasks}", values)
     values = _known(values, Block, "a block")
-    _need(values.get("data") in sets, "block.data", " | ".join(sets), values.get("data"))
+    _need(isinstance(values.get("data"), str) and values["data"] in sets, "block.data", " | ".join(sets), values.get("data"))
     for name in ("arms", "tasks"):
         given = values.get(name)
         _need(isinstance(given, list) and given, f"block.{name}", "a list", given)
@@ -175,6 +184,31 @@ def _block(values: Any, sets: dict[str, DataSet]) -> Block:
     for task in values["tasks"]:
         _need(task in TASKS, "block.tasks", f"among {', '.join(TASKS)}", task)
     return Block(**values)
+
+
+def _data_set(settings: dict[str, Any]) -> DataSet:
+    """A data set of checked settings."""
+    where, labels = f"data.{settings['name']}", settings.get("labels")
+    _need(labels is None or (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)), f"{where}.labels", "a list of texts", labels)
+    _need(settings.get("subset") is None or isinstance(settings["subset"], str), f"{where}.subset", "a text", settings.get("subset"))
+    folds = settings.get("folds", 5)
+    _need(folds == "fit" or (isinstance(folds, int) and not isinstance(folds, bool) and 3 <= folds <= 1000), f"{where}.folds", "a whole number from 3 to 1000, or fit", folds)
+    for name in ("read", "source"):
+        _need(isinstance(settings.get(name, {}), dict), f"{where}.{name}", "a mapping of settings", settings.get(name))
+    ReadSettings.from_dict(settings.get("read", {}))
+    return DataSet(**{**settings, "labels": tuple(labels) if labels else None})
+
+
+def _set_by_user(values: dict[str, Any], fixed: frozenset[str], where: str) -> None:
+    taken = sorted(fixed & set(values))
+    _need(not taken, where, f"without {', '.join(sorted(fixed))}, which the study sets", ", ".join(taken))
+
+
+def _numbers(values: Any) -> Any:
+    """1e-4 without a point, which YAML 1.1 reads as text, as a number at every depth."""
+    if isinstance(values, dict):
+        return {name: _numbers(value) for name, value in values.items()}
+    return [_numbers(value) for value in values] if isinstance(values, list) else as_number(values)
 
 
 def _known(values: dict[str, Any], kind: type, words: str) -> dict[str, Any]:

@@ -117,6 +117,18 @@ class Source:
                              "Nothing is put in its place; the study cannot run until it is there.")
         if self.name not in ("masks", "edges") and not self.prompt:
             raise StudyError(f"study: the source {self.name} must have a prompt, got none. Add prompt: TEXT to the data set.")
+        for field_, least, value in (("parts", 2, self.parts), ("steps", 1, 1 if self.steps is None else self.steps)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise StudyError(f"study: {field_} of a source must be a whole number of at least {least}, got {value!r}.")
+        for field_, value in (("refine", self.refine), ("settings", self.settings)):
+            if not isinstance(value, Mapping):
+                raise StudyError(f"study: {field_} of a source must be a mapping of settings, got {value!r}.")
+        try:
+            RefineSettings(**self.refine)
+        except (TypeError, ValueError) as error:
+            raise StudyError(f"study: refine of a source must hold fields of RefineSettings, got {dict(self.refine)!r} ({error}).") from error
+        if isinstance(self.foreground, str) or len(self.foreground) != 2:
+            raise StudyError(f"study: foreground of a source must be [localizer, prompt], got {self.foreground!r}.")
 
     @property
     def kind(self) -> str:
@@ -158,6 +170,8 @@ def arm(name: str) -> Arm:
     Raises:
         StudyError: there is no such arm.
     """
+    if not isinstance(name, str):
+        raise StudyError(f"study: arms must be named by texts, got {name!r}.")
     if name in ARMS:
         return ARMS[name]
     if found := _UNIFORM.fullmatch(name):
@@ -205,8 +219,6 @@ def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path
         localizer, prompt = source.foreground
         fields["foreground"] = str(_localized(localizer, prompt, {}, {}, fold, folder / "foreground", options))
     return fields
-
-
 
 
 def _made(name: str, source: Source, fold: Path, folder: Path, options: Mapping[str, Any]) -> str:

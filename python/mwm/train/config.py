@@ -173,13 +173,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrainError(f"config: {path} must be a YAML text, got bytes that are no text. Check the path.") from error
     except yaml.YAMLError as error:
         raise TrainError(f"config: {path} must be YAML, got {str(error).splitlines()[0]}. Write `name: value` lines.") from error
+    except RecursionError as error:
+        raise TrainError(f"config: {path} must be YAML of a few levels, got lists or mappings that are nested too deeply. Write `name: value` lines.") from error
     if not isinstance(values, dict):
         raise TrainError(f"config: {path} must hold `name: value` lines, got {type(values).__name__}.")
     values.pop("resolved", None)
-    return {name: _as_number(value) for name, value in values.items()}
+    return {name: as_number(value) for name, value in values.items()}
 
 
-def _as_number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 (without a point) as text; everybody means the number."""
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
