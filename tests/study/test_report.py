@@ -18,7 +18,7 @@ from mwm.study.analysis import DESCRIPTIVE, EXPLORATORY, PRIMARY, Plan, differen
 from mwm.study.collect import COLUMNS, collect
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
-from mwm.study.report import report
+from mwm.study.report import report, unfinished
 from mwm.study.statistics import holm
 
 
@@ -149,3 +149,9 @@ def test_empty_studies_and_broken_files_are_named(out: Path, tmp_path: Path) -> 
 def test_a_wrong_plan_is_refused(analysis: dict, words: str) -> None:
     with pytest.raises(StudyError, match=words):
         Plan.from_dict(analysis)
+
+
+def test_arms_of_a_data_set_that_was_not_reached_are_listed_though_its_folds_are_not_known(finished: Path) -> None:
+    config = StudyConfig.from_dict({"data": {"toy": {"index": "toy", "prompt": "cyst"}, "later": {"index": "x", "prompt": "y", "folds": "fit"}},
+                                    "blocks": [{"data": "toy", "arms": ["region"], "tasks": ["classify"]}, {"data": "later", "arms": ["scratch"], "tasks": ["probe"]}]})
+    assert unfinished(config, collect(finished)) == ["later/scratch"]

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from tests.transfer.drawn import rows_with_patients, write_index
 
+from mwm.cli import main
 from mwm.study.cells import Cell, finished, read_facts
 from mwm.study.command import StudyOptions, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
-from mwm.study.runner import jobs_of
+from mwm.study.runner import Outcome, jobs_of
 
 VALUES = {
     "data": {"drawn": {"index": "drawn/index.csv", "prompt": "body", "folds": 3}},
@@ -97,6 +98,25 @@ def test_processes_under_torchrun_share_the_cells(root: Path, tmp_path: Path, mo
         outcome = study(StudyConfig.from_dict(VALUES), StudyOptions(str(tmp_path / "out"), str(root), device="cpu", budget=0.0))
         left.append({name for name in outcome.left if name.startswith("drawn/")})
     assert not left[0] & left[1] and len(left[0] | left[1]) == 6
+
+
+def test_shares_under_torchrun_stay_the_same_while_cells_end(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options, left = StudyOptions(str(tmp_path / "out"), str(root), device="cpu", budget=0.0), []
+    for rank, done in (("0", set()), ("1", {"drawn/region/0"})):  # the first process has ended a cell before the second one looks
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("mwm.study.command.finished", lambda cell, out, config, done=done: cell.name in done)
+        left.append({name for name in study(StudyConfig.from_dict(VALUES), options).left if name.startswith("drawn/")})
+    assert not left[0] & left[1] and len(left[0] | left[1]) == 6
+
+
+def test_a_failed_cell_ends_no_other_process_of_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(VALUES))
+    monkeypatch.setattr("mwm.study.command.study", lambda config, options: Outcome({"drawn/region/0": "no memory"}))
+    words = ["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 0
 
 
 def test_regions_that_arms_share_come_first_and_once() -> None:

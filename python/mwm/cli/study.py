@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
-    """Run or report. Exit code 1 where a cell failed."""
+    """Run or report. Exit code 1 where a cell failed; under torchrun 0, because it would end the other processes in the middle of their cells."""
+    import os
     from pathlib import Path
 
     from mwm.study.command import StudyOptions, study, write_report
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         raise ValueError("study: CONFIG must be a YAML file, got none. Studies of the package are in the folder studies.")
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "report")}
     outcome = study(StudyConfig.from_yaml(options.config), StudyOptions(**settings))
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed and int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0
 
 
 def _seconds(text: str) -> float:

@@ -49,7 +49,7 @@ class StudyOptions:
 def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     """Run what is not done yet, and write the tables of what is.
 
-    Under torchrun each process takes its share of the cells, and the first one writes the tables.
+    Under torchrun each process takes its share of the cells, and writes the tables when it ends, so that the last one's hold everything.
 
     Args:
         config: what the study is.
@@ -75,9 +75,10 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
             print(rehearse(config, cells, out, Path(scratch), device=device, workers=workers, threads=threads, weights=options.weights))
         return Outcome(left=[cell.name for cell in cells])
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    todo = [cell for cell in cells if not finished(cell, out, config)]
-    mine = todo[rank::world]
-    print(f"study: {len(cells)} cells, {len(cells) - len(todo)} of them done; {len(mine)} to run{f' by process {rank} of {world}' if world > 1 else ''}, "
+    todo = [not finished(cell, out, config) for cell in cells]
+    # Shares are those of all cells: another process may have finished some of them before this one looks.
+    mine = [cell for cell, open_ in list(zip(cells, todo, strict=True))[rank::world] if open_]
+    print(f"study: {len(cells)} cells, {len(cells) - sum(todo)} of them done; {len(mine)} to run{f' by process {rank} of {world}' if world > 1 else ''}, "
           f"{workers} at a time on {device}", flush=True)
     until = None if options.budget is None else began + options.budget
     outcome = run_jobs(jobs_of(mine, config), config, out, device=device, workers=workers, threads=threads, weights=options.weights, until=until,
@@ -86,7 +87,7 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
         print(f"study: the time is over; {len(outcome.left)} jobs are left, the same command goes on with them.")
     for name, error in outcome.failed.items():
         print(f"study: {name} failed twice: {error}")
-    if rank == 0 and any((cell.folder(out) / "cell.json").is_file() for cell in cells):
+    if any((cell.folder(out) / "cell.json").is_file() for cell in cells):
         print(f"tables and plots in {write_report(config, out)}")
     return outcome
 
@@ -102,13 +103,18 @@ def write_report(config: StudyConfig, out: Path) -> Path:
 def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
     """The cells of the data sets that `only` may mean, in order; makes their folds where they are missing."""
     counts = {}
-    wanted = [(data, name) for data, name, _ in config.cells() if any(only in f"{data}/{name}/{fold}" for fold in range(10))]
+    wanted = [(data, name) for data, name, _ in config.cells() if any(only in f"{data}/{name}/{fold}" for fold in range(_most_folds(config.data[data].folds)))]
     with locked(out / "folds" / ".lock"):
         for name in dict.fromkeys(data for data, _ in wanted):
             data = config.data[name]
             folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
             counts[name] = len(folds.paths)
     return [Cell(data, name, fold, tasks) for data, name, tasks in config.cells() if data in counts for fold in range(counts[data])]
+
+
+def _most_folds(folds: int | str) -> int:
+    """How many folds a data set may have before its patients are counted."""
+    return folds if isinstance(folds, int) else 5
 
 
 def _claim(config: StudyConfig, out: Path) -> None:

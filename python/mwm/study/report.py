@@ -58,7 +58,7 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
 
 
 def unfinished(config: StudyConfig, found: Collected) -> list[str]:
-    """Planned cells that neither finished all of their tasks nor failed: DATA/ARM/FOLD."""
+    """Planned cells that neither finished all of their tasks nor failed: DATA/ARM/FOLD, or DATA/ARM where the folds were not made yet."""
     done: dict[tuple[str, str, int], set[str]] = {}
     for row in found.rows:
         if row["status"] == "done":
@@ -67,6 +67,8 @@ def unfinished(config: StudyConfig, found: Collected) -> list[str]:
     names = []
     for data, arm, tasks in config.cells():
         folds = len(found.folds[data].test) if data in found.folds else config.data[data].folds
+        if not isinstance(folds, int):
+            names.append(f"{data}/{arm}")
         for fold in range(folds) if isinstance(folds, int) else ():
             if (data, arm, fold) not in failed and not set(tasks) <= done.get((data, arm, fold), set()):
                 names.append(f"{data}/{arm}/{fold}")
