@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mwm.data import open_regions, read_list
+from mwm.data import demo_folder, open_regions, read_list
 from mwm.localize import list_localizers, run_localize
 from mwm.localize.presets import PRESETS
 
@@ -69,3 +70,22 @@ def test_command_line_ends_with_one_sentence_and_a_code(scans: Path, tmp_path: P
     assert said.startswith("mwm: ") and "matches nothing: 3 of 3 regions are empty" in said
     assert main(["localize", str(scans), "--prompt", "x", "--localizer", "clipseg", "--checkpoint", str(tmp_path / "none"), "--out", out]) == 2
     assert "local folder or a hub name" in capfd.readouterr().err
+
+
+def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from mwm.cli import main
+
+    images, out = str(demo_folder() / "chest_xray"), tmp_path / "regions"
+    asked = ["localize", images, "--prompt-set", "chest_xray_lungs:P1", "--not", "left lung", "--fill", "--blur", "0.02", "--components", "1", "--device", "cpu", "--out", str(out)]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "parts: 1.0 a region" in said and "entropy" in said and "check" not in said  # tiny refuses what it does not know: nothing to check
+    cache, told = open_regions(out), json.loads((out / "report.json").read_text())
+    assert told["images"] == len(cache) and told["share_full"] == 0 and cache.meta["prompt"] == "chest_xray_lungs:P1"
+    regions = [cache.region(record) for record in read_list(images)]
+    left = [float(region[:, : region.shape[1] // 2].sum() / region.sum()) for region in regions]  # where the patient's right lung is
+    assert sum(left) / len(left) > 0.6 and all(0 < float(((region > 0) & (region < 1)).float().mean()) for region in regions)
+    assert main([*asked, "--prompt-set", "chest_xray_lung"]) == 2 and "Did you mean chest_xray_lungs" in capsys.readouterr().err
+    assert main(["localize", images, "--prompt", "lungs", "--setting", "layer=7", "--out", str(out)]) == 2
+    assert "settings of tiny must be among none, got layer" in capsys.readouterr().err
+    assert main(["localize", images, "--localizer", "edges", "--not", "x", "--out", str(out)]) == 2 and "must read prompts" in capsys.readouterr().err

@@ -37,6 +37,9 @@ def run_localize(
     root: str | Path | None = None,
     read: Any = None,
     batch_size: int = 8,
+    workers: int = 2,
+    sam: str | Path | None = None,
+    sam_boxes: str = "component",
     strict: bool = False,
     progress: bool = True,
     list: bool = False,
@@ -60,6 +63,9 @@ def run_localize(
         root: Folder that the CSV's paths start from.
         read: `mwm.data.ReadSettings`; the defaults where left out.
         batch_size: Images of one size that are localized together.
+        workers: Threads that read images ahead.
+        sam: Checkpoint of a SAM that redraws the parts of each region: a preset, a hub name, or a folder.
+        sam_boxes: "component" (a box per part) or "joint" (one box around all).
         strict: Stop at the first file that cannot be read.
         progress: Show a progress bar.
         list: Print the localizers and stop.
@@ -89,12 +95,21 @@ def run_localize(
     told = first_check(found, images, prompt, out, read=read, split=split, root=root, absent=chosen.absent if chosen else None, force=force, progress=progress)
     report = localize_folder(
         images, prompt_set or prompt, found, out, RefineSettings(**given) if given else None,
-        read=read, split=split, root=root, batch_size=batch_size, strict=strict, progress=progress,
+        read=read, split=split, root=root, batch_size=batch_size, workers=workers, sam=_sam(sam, sam_boxes, device), strict=strict, progress=progress,
     )
-    print(report)
-    if told is not None and os.environ.get("RANK", "0") == "0":
-        _note(Path(out).expanduser() / FILE, told)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(filter(None, (str(report), str(report.regions)))))
+        if told is not None:
+            _note(Path(out).expanduser() / FILE, told)
     return report
+
+
+def _sam(checkpoint: str | Path | None, boxes: str, device: Any) -> Any:
+    if checkpoint is None:
+        return None
+    from mwm.localize.sam import SamRefiner
+
+    return SamRefiner(checkpoint, device=device, boxes=boxes)
 
 
 def open_localizer(given: Mapping[str, Any], read: Any = None) -> tuple[Localizer, PromptSet | None]:
@@ -160,7 +175,8 @@ def first_check(localizer: Localizer, images: str | Path, prompt: str | None, ou
     if told is None:
         records = list(read_list(images, split=split, root=root, settings=read))
         report: CheckReport = check_localizer(localizer, records, prompt, read=read, absent=absent, progress=progress)
-        print(report)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process looks at the same images and comes to the same verdict
+            print(report)
         told = report.to_dict() | {"asked": asked}
     if told["verdict"] == "fail" and not force:
         raise ValueError(f"localize: the maps do not follow the text: {'; '.join(told['reasons'])}. Look at them with `mwm localize check`, reword the prompt or take another "
