@@ -90,7 +90,7 @@ class BottleneckLocalizer:
                                 revision=known.revision if known else None)
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
         self.in_flight = in_flight or (16 if self.tower.device.type == "cpu" else 256)
-        self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision])
+        self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision], prepared=True)
         self._clean = self._suffix if precision == "fp32" else self.tower.suffix(self.layer)
         self.similarity: Tensor | None = None
         self._cosines: list[float] = []

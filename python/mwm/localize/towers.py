@@ -92,14 +92,18 @@ class Tower:
             x = block(x)
         return x
 
-    def suffix(self, layer: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    def suffix(self, layer: int, dtype: torch.dtype = torch.float32, *, prepared: bool = False) -> Callable[[Tensor], Tensor]:
         """What follows block `layer`, as a function of its output: [N, T, D] → embedding float32 [N, E], differentiable.
 
         Args:
             layer: The block, 0-based, at most depth - 1.
             dtype: Precision of the blocks; the tail stays float32.
+            prepared: Lay the weights out for many passes; costs two copies of them on the CPU.
         """
         blocks = [block if dtype == torch.float32 else block.to(dtype) for block in self.blocks[layer + 1 :]]
+        if prepared:
+            last = blocks[-1:] if self.one_token else []
+            blocks = [*(block.prepared() for block in blocks[: len(blocks) - len(last)]), *last]
 
         def run(x: Tensor) -> Tensor:
             x = x.to(dtype)
