@@ -20,7 +20,7 @@ import argparse
 
 from mwm.cli.regions import GEOMETRY, add_localizer, add_prompts, add_reading, add_refining, reading
 
-SUBCOMMANDS = {"check": "mwm.cli.localize_check", "eval": "mwm.cli.localize_eval"}
+SUBCOMMANDS = {"check": "mwm.cli.localize_check", "choose": "mwm.cli.localize_choose", "eval": "mwm.cli.localize_eval"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
