@@ -51,7 +51,7 @@ class ClipsegLocalizer:
         folder = local_folder(source, "clipseg", "CIDAS/clipseg-rd64-refined")
         processor, model = _load(folder or source, revision=revision, local_only=offline or folder is not None or not hub_answers())
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = processor.tokenizer
+        self.processor, self.tokenizer = processor, processor.tokenizer
         self._size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
         self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{self.model.config._commit_hash}"

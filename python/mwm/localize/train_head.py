@@ -1,0 +1,103 @@
+"""The head of a CLIPSeg, trained on masks and prompts; CLIP itself stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mwm.data import ReadSettings, Record, SkippedFiles
+from mwm.data.regions import RegionStore
+from mwm.localize.clipseg import ClipsegLocalizer
+from mwm.localize.train_data import Examples, read_batches
+
+
+class HeadTrainee:
+    """A CLIPSeg whose decoder learns; see `mwm.localize.train`."""
+
+    kind, batch_size, lr = "head", 16, 1e-3
+
+    def __init__(self, checkpoint: str | Path, device: Any, offline: bool, prompts: list[str], absent: list[str], masks: RegionStore, settings: Any, read: ReadSettings) -> None:
+        self.localizer = ClipsegLocalizer(checkpoint, device, offline=offline)
+        self.model, self.prompts, self.absent, self.masks, self.settings, self.read = self.localizer.model, prompts, absent, masks, settings, read
+        self.model.decoder.requires_grad_(True)
+        self._start = deepcopy(self.model.decoder.state_dict())
+
+    def check(self, examples: Examples) -> None:
+        """Refuse images without a text, and texts that the model cannot read, before anything is trained."""
+        lacking = sum(not examples.texts[record.id] for record in (*examples.train, *examples.val))
+        if lacking and not self.prompts:
+            raise ValueError(f"localize train: prompts must be given, got none for {lacking} images. Add --prompt or --prompt-set, or fill the column prompt of the CSV.")
+        fitting = []
+        for text in self.absent:
+            try:
+                self.localizer._encode([text])
+                fitting.append(text)
+            except ValueError:
+                continue
+        if not fitting and self.settings.absent_share:
+            raise ValueError("localize train: absent must hold a text that the model can read, got none short enough. Give a shorter one.")
+        self.absent = fitting
+        for text in {*self.prompts, *(text for texts in examples.texts.values() for text in texts)}:
+            self.localizer._encode([text])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the decoder."""
+        return list(self.model.decoder.parameters())
+
+    def steps(self, count: int, batch_size: int) -> int:
+        """All images, the last batch smaller."""
+        return -(-count // batch_size)
+
+    def weights(self) -> nn.Module:
+        """The decoder."""
+        return self.model.decoder
+
+    def restore(self) -> None:
+        """The decoder as it came."""
+        self.model.decoder.load_state_dict(self._start)
+
+    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles) -> Iterator[tuple[Tensor, int]]:
+        """Loss and number of images of each batch; order and texts are a function of seed and epoch."""
+        training = part == "train"
+        records = examples.train if training else examples.val
+        draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(records), generator=draw).tolist() if training else list(range(len(records)))
+        self.model.decoder.train(training)
+        batches = read_batches(records, order, batch_size, size=self.localizer._size, masks=self.masks, read=self.read, skipped=skipped, workers=self.settings.workers)
+        for images, masks, rows in batches:
+            texts, shown = self._texts(rows, examples, draw)
+            targets = masks.to(self.localizer.device) * shown.to(self.localizer.device)[:, None, None]
+            with torch.set_grad_enabled(training):
+                yield self._loss(images, texts, targets), len(rows)
+        self.model.decoder.eval()
+
+    def _texts(self, rows: list[Record], examples: Examples, draw: torch.Generator) -> tuple[list[str], Tensor]:
+        """A text for each image, and whether its mask applies. bool [B]"""
+        texts, shown = [], torch.ones(len(rows), dtype=torch.bool)
+        for index, record in enumerate(rows):
+            offered = examples.texts[record.id] or self.prompts
+            if self.absent and float(torch.rand((), generator=draw)) < self.settings.absent_share:
+                offered, shown[index] = self.absent, False
+            texts.append(offered[int(torch.randint(len(offered), (), generator=draw))])
+        return texts, shown
+
+    def _loss(self, images: Tensor, texts: list[str], targets: Tensor) -> Tensor:
+        """Binary cross-entropy, plus 1 - Dice where there is something to find. [B, 3, H, W], B texts, [B, H, W] → []"""
+        tokens, attention = self.localizer._encode(texts)
+        logits = self.model(input_ids=tokens, attention_mask=attention, pixel_values=self.localizer.preprocess(images)).logits
+        logits = logits.reshape(len(images), *logits.shape[-2:]).float()
+        targets = F.interpolate(targets[:, None], logits.shape[-2:], mode="area")[:, 0]
+        chances = torch.sigmoid(logits)
+        dice = 1 - (2 * (chances * targets).sum((1, 2)) + 1) / (chances.sum((1, 2)) + targets.sum((1, 2)) + 1)
+        return F.binary_cross_entropy_with_logits(logits, targets) + (dice * (targets.amax((1, 2)) > 0)).mean()
+
+    def save(self, folder: Path) -> None:
+        """Model and processor, as the localizer clipseg reads them."""
+        self.model.save_pretrained(folder)
+        self.localizer.processor.save_pretrained(folder)
