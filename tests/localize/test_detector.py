@@ -242,3 +242,10 @@ def test_settings_out_of_range_are_refused_before_anything_is_read(setting: dict
 def test_fingerprint_follows_weights_and_settings(owlv2_folder: Path, grounding_folder: Path) -> None:
     marks = {detector(owlv2_folder).fingerprint, detector(grounding_folder).fingerprint, detector(owlv2_folder, soft_edge=0.2).fingerprint}
     assert len(marks) == 3 and detector(owlv2_folder).fingerprint in marks
+
+
+def test_missing_package_ends_in_one_sentence(owlv2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install -U transformers" in _refusal(checkpoint=owlv2_folder)

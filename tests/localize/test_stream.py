@@ -201,6 +201,16 @@ def test_processes_share_the_images_and_write_one_index(tmp_path: Path) -> None:
     assert (out / "skipped.csv").read_text() == (tmp_path / "alone" / "skipped.csv").read_text()
 
 
+def test_half_written_files_of_killed_runs_are_swept_but_not_those_in_the_making(tmp_path: Path) -> None:
+    (tmp_path / "ab").mkdir()
+    old, young = tmp_path / "ab" / ".x.region.1.aa.tmp", tmp_path / "ab" / ".y.region.2.bb.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    RegionCache(tmp_path).sweep()
+    assert not old.exists() and young.exists()
+
+
 def test_parts_of_a_killed_run_are_replaced_and_those_of_another_number_of_processes_ignored(tmp_path: Path) -> None:
     key = RegionCache.key("one")
     for part, record_id in (((0, 2), 1), ((1, 2), 2), ((2, 3), 3)):

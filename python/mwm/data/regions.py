@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,20 @@ class RegionCache:
         for path in self.folder.glob("part-*.json"):
             if self.is_part(path):
                 path.unlink(missing_ok=True)
+
+    def sweep(self, older_than: float = 3600) -> None:
+        """Remove what killed processes left half written; never seen by readers.
+
+        Args:
+            older_than: Seconds; younger files may be in the making.
+        """
+        limit = time.time() - older_than
+        for path in self.folder.glob("??/.*.tmp"):
+            try:
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+            except OSError:  # another process was here first
+                continue
 
     @staticmethod
     def is_part(path: Path) -> bool:

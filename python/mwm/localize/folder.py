@@ -130,6 +130,8 @@ def localize_folder(
     ranks = Ranks.join()
     try:
         cache = RegionCache(out)
+        if ranks.is_main:
+            cache.sweep()
         run = _Run(localizer, prompt, refinement, read, cache, strict, sam)
         try:
             run.all(ranks.share(records), batch_size, workers, progress and ranks.is_main)

@@ -50,6 +50,8 @@ def read_pretrained(
     source: str | Path = folder or str(checkpoint)
     local_only = offline or folder is not None or not hub_answers()
     try:
+        import transformers  # noqa: F401  before quiet_transformers does, which has no sentence for its absence
+
         with quiet_transformers(bars=not local_only):
             model, processor, kind, report = _read(source, name, kinds, example, {"local_files_only": local_only, "revision": known.revision if known else None})
     except OSError as error:
@@ -60,6 +62,8 @@ def read_pretrained(
                          f"({first_line(error)}). Check the name and the network, or download it and give the folder.") from error
     except _Refused:
         raise
+    except ImportError as error:
+        raise ValueError(f"{name}: transformers and what its model needs must be installed, got {first_line(error)}. Type `pip install -U transformers`.") from error
     except Exception as error:
         raise ValueError(f"{name}: checkpoint {str(checkpoint)!r} cannot be read ({first_line(error)}). Download or save it again.") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(ignored or ("\0",)))
