@@ -20,7 +20,8 @@ from mwm.localize.towers import load_tower
 SETTINGS: dict[str, dict[str, Any]] = {
     # Ten forward passes of ten copies in the authors' code; the tenth only reads the capacity, which needs no pass.
     "faithful": {"copies": (10,) * 9, "antithetic": False},
-    "fast": {"copies": (1,) * 9, "antithetic": False},
+    # While α is large there is little noise, so one copy does; later two of opposite sign. Five larger updates go as far as nine (scripts/compare_bottleneck.py).
+    "fast": {"copies": (1, 1, 2, 2, 2), "antithetic": True, "lr": 9 / 5},
 }
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FLAT = 1e-6  # range of grey values, or of saliency against its size, below which there is nothing to show
@@ -65,7 +66,7 @@ class BottleneckLocalizer:
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
     Attributes:
-        similarity: Cosines of the last call's images and prompts, without noise. float32 [B]; None before the first.
+        similarity: Cosines of the last call's images and prompts, without noise. float32 [B], after `many` [P, B]; None before the first.
         seed: May be set to another number, for another draw of the noise.
 
     Raises:
@@ -127,7 +128,9 @@ class BottleneckLocalizer:
         if not len(images) or not prompts:
             return images.new_zeros((len(prompts), len(images), *images.shape[2:]), dtype=torch.float32)
         text, h = self.tower.text(list(prompts)), self._tokens(images)
-        return torch.stack([self._explain(images, h, text[k : k + 1].expand(len(images), -1), [prompt] * len(images)).maps for k, prompt in enumerate(prompts)])
+        found = [self._explain(images, h, text[k : k + 1].expand(len(images), -1), [prompt] * len(images)) for k, prompt in enumerate(prompts)]
+        self.similarity = torch.stack([one.cosine for one in found])
+        return torch.stack([one.maps for one in found])
 
     def _tokens(self, images: Tensor) -> Tensor:
         """What the bottleneck's block makes of the images. [B, T, D]"""

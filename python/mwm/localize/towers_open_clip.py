@@ -30,11 +30,13 @@ def read(source: str, *, name: str, device: torch.device, local_only: bool, trus
     import open_clip
 
     folder, commit = (Path(source), "local") if Path(source).is_dir() else _fetched(source, name, local_only, revision)
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):  # open_clip would go on with random weights
+        raise ValueError(f"{name}: checkpoint must hold {SAFE} or {TENSORS_ONLY}, got {source!r} without. Download or save it again.")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # open_clip tells its steps to the root logger
     try:
-        model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device=str(device), load_weights=True, weights_only=True)
+        model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device=str(device), require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:
         raise ValueError(f"{name}: checkpoint {source!r} cannot be read by open_clip ({first_line(error)}). Download or save it again.") from error
