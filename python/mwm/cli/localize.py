@@ -10,6 +10,7 @@
   mwm localize check IMAGES --prompt TEXT     does the map follow the text? without labels
   mwm localize choose IMAGES --prompt TEXT    settings by agreement and stability, or by masks
   mwm localize eval REGIONS MASKS             how good regions are, where there are masks
+  mwm localize train IMAGES MASKS             fine-tune a CLIPSeg head on masks, or CLIP towers on captions
 
 A localizer that answers any text is checked on 16 images first; --force goes on where its maps do not follow the text.
 """
@@ -20,7 +21,7 @@ import argparse
 
 from mwm.cli.regions import GEOMETRY, add_localizer, add_prompts, add_reading, add_refining, reading
 
-SUBCOMMANDS = {"check": "mwm.cli.localize_check", "choose": "mwm.cli.localize_choose", "eval": "mwm.cli.localize_eval"}
+SUBCOMMANDS = {"check": "mwm.cli.localize_check", "choose": "mwm.cli.localize_choose", "eval": "mwm.cli.localize_eval", "train": "mwm.cli.localize_train"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,10 @@ _SPLAT = 1 / 3  # variance, in cells², that linear splatting and slicing add
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """The energy of the field, with the published weights of MedCLIP-SAM (pixels there are of 224 x 224 images).
+    """The energy of the field. Weights are MedCLIP-SAM's; the appearance kernel is narrower than its 60 pixels of 224, wider than the 5 of its second version.
+
+    The wide kernel votes small targets off: on 25 validation slices of brain MRI (`tiny`, looked at with their masks) Dice falls from 0.55 to 0.52 in one step and
+    0.44 in five; with the defaults it is 0.56. On lungs and on `edges` no setting changes it by more than 0.02 for the better.
 
     Attributes:
         steps: Updates of the mean field.
@@ -33,11 +36,11 @@ class CrfSettings:
         wide_weight: Its weight.
     """
 
-    steps: int = 5
+    steps: int = 2
     near: float = 3 / 224
     near_weight: float = 3.0
-    wide: float = 60 / 224
-    grey: float = 0.05
+    wide: float = 10 / 224
+    grey: float = 5 / 255
     wide_weight: float = 5.0
 
 
