@@ -30,6 +30,7 @@ def one_thread() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with the exported weights of an untrained resnet10t."""
     folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)  # the same weights, whichever test asks first
     encoder = timm.create_model("resnet10t", features_only=True, in_chans=1)
     export(folder, "resnet10t", encoder, Preprocessing((SIZE, SIZE), 1, (0.5,), (0.25,), {}), seed=0)
     return folder

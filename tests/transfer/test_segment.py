@@ -134,7 +134,7 @@ def test_interrupted_run_reaches_the_same_figures(run: Path, few: Path, tmp_path
 
 def test_named_values_make_classes_and_come_out_again(run: Path, tmp_path: Path) -> None:
     index = write_rows(tmp_path / "data", masked_rows(tmp_path / "data", patients=10, values=(100, 200)))
-    out = finetune(config(run, index, tmp_path / "out", mask_values="100=disc,200=square", precision="bf16"))
+    out = finetune(config(run, index, tmp_path / "out", mask_values="100=disc,200=square", precision="bf16", epochs=20))
     report = json.loads((out / "metrics.json").read_text())
     assert report["classes"] == ["disc", "square"]
     assert set(report["test"]["by_class"]) == {"disc", "square"}
