@@ -175,3 +175,19 @@ def test_other_checkpoints_and_settings_end_in_one_sentence(sam_folder: Path, cl
 
 def test_fingerprint_follows_weights_and_settings(sam_folder: Path, sam2_folder: Path) -> None:
     assert len({refiner(sam_folder).fingerprint, refiner(sam2_folder).fingerprint, refiner(sam_folder, boxes="joint").fingerprint}) == 3
+
+
+def test_command_draws_regions_with_a_sam_and_its_boxes(sam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from mwm.data import open_regions, read_list
+    from mwm.localize import run_localize
+
+    (tmp_path / "scans").mkdir()
+    for index in range(2):
+        pixels = (scans(1)[0, 0] * 60).to(torch.uint8).numpy()
+        pixels[10:30, 20 + index : 50] = 220
+        Image.fromarray(pixels).save(tmp_path / "scans" / f"{index}.png")
+    report = run_localize(tmp_path / "scans", out=tmp_path / "regions", localizer="maps", checkpoint=tmp_path / "scans", sam=sam_folder, sam_boxes="joint", device="cpu",
+                          progress=False)
+    regions = open_regions(tmp_path / "regions")
+    assert report.images == 2 and "joint" in regions.meta["sam"] and all(regions.has(record) for record in read_list(tmp_path / "scans"))
+    assert "2 images, 2 computed" in capsys.readouterr().out
