@@ -1,6 +1,7 @@
 """How good regions are where there are masks: as outlines, and as what masking uses of them, patches of a grid.
 
-Per image: Dice, IoU and normalised surface Dice of region (values from 0.5 on) and mask at the mask's own size; the pointing game on the region's values; and on
+Per image: Dice, IoU and normalised surface Dice of region (values from 0.5 on) and mask at the mask's own size; the pointing game on the region's values
+(whether its highest value lies in the mask; of a region of zeros and ones every pixel is highest, and it is the share of them in the mask: keep values with --soft); and on
 the patch grid that masking sees, after the same resizing as in pre-training:
 
 * roi_inside: share of the mask's patches that are region. This is what region-guided masking lives from, but a region that covers everything has 1, hence
