@@ -9,11 +9,13 @@
 #
 # CONFIG: the study (default studies/main.yaml). DATA: folder of the data sets. STUDY: where it runs (default: a new temporary folder).
 # EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
+# MPS: 0 leaves out NVIDIA's multi-process service, a daemon of this script's own that ends with it. Without it processes take turns on the GPU, and
+# since each of them spends its turn launching, twelve of them were about as fast as one (bench/NOTES.md).
 # ONLY: cells whose name contains this. SITE: where mwm is installed; left out: the interpreter has it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -eq 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
 PYTHON=${PYTHON:-python3} CONFIG=${CONFIG:-studies/main.yaml} WORKERS=${WORKERS:-10} LIMIT=${LIMIT:-500}
@@ -28,7 +30,12 @@ if [ -n "${EARLIER:-}" ]; then tar -C "$STUDY" -xzf "$EARLIER" || exit 2; fi
 echo "seconds,gpu_percent,memory_mib" >"$OUT/gpu.csv"
 ( start=$(date +%s); while sleep 2; do echo "$(($(date +%s) - start)),$(nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits 2>/dev/null | tr -d ' ')" >>"$OUT/gpu.csv"; done ) &
 WATCH=$!
-trap 'kill $WATCH 2>/dev/null' EXIT
+if [ "${MPS:-1}" = 1 ] && command -v nvidia-cuda-mps-control >/dev/null; then
+  export CUDA_MPS_PIPE_DIRECTORY=$STUDY/.mps CUDA_MPS_LOG_DIRECTORY=$STUDY/.mps-log
+  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+  nvidia-cuda-mps-control -d || unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+fi
+trap 'kill $WATCH 2>/dev/null; [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && echo quit | nvidia-cuda-mps-control' EXIT
 "$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" --only "${ONLY:-}" >"$OUT/study.log" 2>&1
 CODE=$?
 cp "$STUDY/workers.log" "$OUT/workers.log" 2>/dev/null

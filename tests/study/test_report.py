@@ -78,7 +78,7 @@ def test_the_report_says_what_each_row_rests_on(out: Path) -> None:
         path.write_text(json.dumps({"meta": {"source": {"kind": "shuffled", "overlap": overlap}}}))
     folder = report(_config(), out, rounds=200)
     text = (folder / "tables.md").read_text()
-    assert "`toy/shuffled/2` failed: loss is not finite" in text and "`toy/uniform60/3` not run" in text and "`toy/roi/0` not run" in text
+    assert "`toy/shuffled/2` failed: loss is not finite" in text and "`toy/uniform60`: fold 3 not run" in text and "`toy/roi`: folds 0, 1" in text
     assert "Dice (primary)" in text and "shortcut: size, brightness, border" in text and "64 / 16 / 5" in text and "**primary**" in text
     shown = [line.split(" | ") for line in text.splitlines() if line.startswith(("| `region` |", "| `shuffled` |", "| `uniform` |")) and line.endswith(" / 5 |")]
     assert len(shown) == 4 and all("supervised region source" in cells[1] for cells in shown)

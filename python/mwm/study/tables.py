@@ -144,8 +144,16 @@ def _cost(found: Collected, data: str) -> str:
 
 def _missing(found: Collected, unfinished: Sequence[str]) -> str:
     lines = [f"* `{data}/{arm}/{seed}` failed: {error}" for data, arm, seed, error in found.failed]
-    lines += [f"* `{name}` not run" for name in unfinished]
+    folds: dict[str, list[str]] = {}
+    for name in unfinished:
+        data, arm, *fold = name.split("/")  # without a fold where the number of folds is not known yet
+        folds.setdefault(f"{data}/{arm}", []).extend(fold)
+    lines += [f"* `{arm}`: {_folds(missing)}not run" for arm, missing in folds.items()]
     return "\n".join(lines) or "None."
+
+
+def _folds(numbers: Sequence[str]) -> str:
+    return f"fold{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} " if numbers else ""
 
 
 def _mean(values: Any) -> float | None:
