@@ -127,7 +127,8 @@ def test_root_widens_where_paths_may_lie(tree: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("path,label\na.png,1\n", r"must have a column `file`, got path, label"), ("file\n", "must have rows"), ("file,label\n,x\n", "line 2: file must be a path"),
-    ('file,boxes\na/one.png,"[1, 2"\n', "boxes must be a JSON list"), ("", "must have a column `file`, got none"), ('file,boxes\na/one.png,{}\n', "another JSON value"),
+    ('file,boxes\na/one.png,"[1, 2"\n', "boxes must be a JSON list"), (f"file,boxes\na/one.png,[{'9' * 5000}]\n", "boxes must be a JSON list"),
+    ("", "must have a column `file`, got none"), ('file,boxes\na/one.png,{}\n', "another JSON value"),
 ])
 def test_csvs_that_do_not_fit_end_in_one_sentence(tree: Path, text: str, message: str) -> None:
     (tree / "rows.csv").write_text(text)

@@ -168,3 +168,11 @@ def test_masks_are_found_by_name_and_stem(tmp_path: Path, png) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="must hold regions or masks, got none"):
         open_regions(tmp_path / "empty")
+
+
+def test_a_link_out_of_a_folder_of_masks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (tmp_path / "masks" / "a.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match="a link to a place outside"):
+        MaskFolder(tmp_path / "masks")

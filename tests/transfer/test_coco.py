@@ -78,6 +78,8 @@ def image(**changes) -> dict:
     (json.dumps(content()).replace('"bbox": [2', '"bbox": [NaN'), "finite numbers, got NaN"),
     (annotation(bbox=[1, 2, 3]), "bbox must be four finite numbers"), (annotation(bbox=[1, 2, "3", 4]), "bbox must be four"),
     (annotation(bbox=[1, 2, 1e400, 4]), "finite numbers, got Infinity"), (annotation(bbox=[True, 2, 3, 4]), "bbox must be four"),
+    (annotation(bbox=[10**400, 2, 3, 4]), "bbox must be four"), (json.dumps(content()).replace('"bbox": [2', '"bbox": [' + "9" * 5000), "must be JSON"),
+    (annotation(image_id=[7]), "image_id"), (annotation(category_id={"a": 1}), "category_id"), (annotation(segmentation={"size": 5, "counts": [200]}), "of the image's 10 x 20"),
     (annotation(image_id=8), "image_id 8"), (annotation(category_id=1), "category_id 1"), (annotation(id=None), "must have an id"),
     (content(images=content()["images"] * 2), "ids of images .* each occur once, got 7 twice"),
     (content(annotations=content()["annotations"] * 2), "ids of annotations"), (content(categories=content()["categories"] * 2), "ids of categories"),

@@ -14,6 +14,7 @@ from .errors import DataError, UnreadableImage
 from .geometry import resize
 from .records import Record
 from .settings import ReadSettings
+from .walk import check_inside
 
 ASPECT_TOLERANCE = 0.01
 """Relative difference of aspect ratios up to which a mask may be of another size than its image: the rounding of a resize."""
@@ -91,7 +92,7 @@ class MaskFolder:
         folder: Where they are.
 
     Raises:
-        DataError: there is no such folder, or it is empty.
+        DataError: there is no such folder, it is empty, or a link in it leads outside.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -100,7 +101,10 @@ class MaskFolder:
             raise DataError(f"regions: {str(folder)!r} must be a folder of regions or masks, which is not there. Make it with mwm localize, or check the path.")
         self._by_stem: dict[str, list[Path]] = {}
         self._by_name: set[str] = set()
+        root = self.folder.resolve()
         for path in sorted(self.folder.rglob("*")):
+            if path.is_symlink():
+                check_inside(path, root)
             relative = path.relative_to(self.folder)
             if path.is_file() and not any(part.startswith(".") for part in relative.parts) and readers.is_image_name(path):
                 self._by_stem.setdefault(stem_of(relative.as_posix()), []).append(path)

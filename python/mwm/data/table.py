@@ -137,7 +137,7 @@ def _boxes(text: str | None, where: str) -> tuple[dict[str, Any], ...]:
         return ()
     try:
         boxes = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise DataError(f'images: {where}: boxes must be a JSON list such as [{{"label": "nodule", "bbox_xyxy": [10, 20, 30, 40]}}], got something else.') from error
     if not (isinstance(boxes, list) and all(isinstance(box, dict) for box in boxes)):
         raise DataError(f'images: {where}: boxes must be a JSON list such as [{{"label": "nodule", "bbox_xyxy": [10, 20, 30, 40]}}], got another JSON value.')

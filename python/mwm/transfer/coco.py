@@ -89,9 +89,9 @@ def read_coco(path: Path, images: Path) -> list[CocoImage]:
         names[key] = row["name"]
     objects: dict[Any, list[dict[str, Any]]] = {key: [] for key in tables["images"]}
     for key, row in tables["annotations"].items():
-        if row.get("image_id") not in objects:
+        if not _is_id(row.get("image_id")) or row["image_id"] not in objects:
             raise TransferError(f"finetune: annotations of {path.name} must name images of the file, got image_id {row.get('image_id')!r} (annotation {key}).")
-        if row.get("category_id") not in names:
+        if not _is_id(row.get("category_id")) or row["category_id"] not in names:
             raise TransferError(f"finetune: annotations of {path.name} must name categories of the file, got category_id {row.get('category_id')!r} (annotation {key}).")
         objects[row["image_id"]].append(row)
     root = images.resolve()
@@ -116,18 +116,24 @@ def _load(path: Path) -> Mapping[str, Any]:
         content = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=refuse)
     except OSError as error:
         raise TransferError(f"finetune: {path.name} cannot be read ({error.strerror}). Check the path.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except TransferError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise TransferError(f"finetune: {path.name} must be JSON in UTF-8, got something else ({type(error).__name__}).") from error
     if not isinstance(content, dict):
         raise TransferError(f"finetune: {path.name} must be a COCO file with the lists images, annotations and categories, got another JSON value.")
     return content
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 def _by_id(rows: list[dict[str, Any]], key: str, name: str) -> dict[Any, dict[str, Any]]:
     table: dict[Any, dict[str, Any]] = {}
     for row in rows:
         number = row.get("id")
-        if not isinstance(number, int | str) or isinstance(number, bool):
+        if not _is_id(number):
             raise TransferError(f"finetune: {key} of {name} must have an id, got {number!r}.")
         if number in table:
             raise TransferError(f"finetune: ids of {key} of {name} must each occur once, got {number!r} twice. Give every one its own.")
@@ -159,7 +165,12 @@ def _image(row: dict[str, Any], objects: Sequence[dict[str, Any]], names: Mappin
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        return False
 
 
 def _mask(shape: Any, size: tuple[int, int], where: str) -> Rle:
@@ -172,7 +183,7 @@ def _mask(shape: Any, size: tuple[int, int], where: str) -> Rle:
         rings = [np.clip(np.array(ring, np.float64).reshape(-1, 2), 0, (width, height)).ravel().tolist() for ring in shape]
         rle = tools.merge(tools.frPyObjects(rings, height, width))
         return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-    if not (isinstance(shape, dict) and list(shape.get("size", ())) == [height, width]):
+    if not (isinstance(shape, dict) and shape.get("size") == [height, width]):
         raise TransferError(f"finetune: {where}: segmentation must be polygons or RLE of the image's {height} x {width} pixels, got another.")
     counts = shape.get("counts")
     runs = _runs(counts) if isinstance(counts, str) else counts
