@@ -101,7 +101,8 @@ def test_a_foreign_pyramid_is_refused_before_it_is_trained() -> None:
         name_map(timm.create_model("resnet18", features_only=True), full_model("resnet50", 3, 1))
 
 
-@pytest.mark.parametrize(("name", "words"), [("resnet_18", "no model of timm"), ("torchvision/resnet19", "no model of torchvision")])
+@pytest.mark.parametrize(("name", "words"), [("resnet_18", "no model of timm"), ("torchvision/resnet19", "no classification model of torchvision"),
+                                              ("torchvision/fcn_resnet50", "no classification model of torchvision")])  # would fetch its backbone's weights
 def test_an_unknown_encoder_is_refused(name: str, words: str) -> None:
     with pytest.raises(TrainError, match=words):
         full_model(name, 3, 1)

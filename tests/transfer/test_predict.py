@@ -12,8 +12,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mwm.train import TrainError
 from mwm.transfer import FinetuneConfig, PredictConfig, TransferError, finetune, load_classifier, predict
 
 WAYS = {"all": {"epochs": 2}, "probe": {"linear_probe": True}, "knn": {"knn": True}}
@@ -44,6 +45,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory, run: Path) -> tuple[Path, Pa
     folder = tmp_path_factory.mktemp("whole")
     index = write_index(folder / "data", with_splits(rows_with_patients()))
     return trained(run, index, folder / "results", epochs=2), index
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"format": ' + "1" * 5000 + "}"])
+def test_json_that_python_cannot_read_is_damage(whole: tuple[Path, Path], tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(whole[0], folder)
+    (folder / "model.json").write_text(damage)
+    with pytest.raises(TransferError, match="is damaged"):
+        load_classifier(folder)
+
+
+def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(whole[0], folder)
+    changed(folder, encoder="vit_gigantic_patch14_224")
+    with pytest.raises(TrainError, match=r"the weights do not fit vit_gigantic.*numbers"):
+        load_classifier(folder)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -111,6 +129,13 @@ def test_a_trained_model_is_never_overwritten_by_answers(whole: tuple[Path, Path
     (lambda folder: changed(folder, encoder="resnet14t"), "do not fit resnet14t"),
     (lambda folder: changed(folder, classes=["one"]), "do not fit resnet10t"),
     (lambda folder: changed(folder, task="paint"), "task of RESULTS must be classify"),
+    (lambda folder: changed(folder, task=["classify"]), "is damaged"),
+    (lambda folder: changed(folder, task="segment"), "must tell mask_classes, head_width"),
+    (lambda folder: changed(folder, task="segment", facts={"mask_classes": {"names": ["a"], "values": None, "per_label": False}, "head_width": 10**9, "head_norm": "group"}),
+     "must tell mask_classes, head_width"),
+    (lambda folder: (save_file({"mean": torch.zeros(3)}, folder / "probe.safetensors"), changed(folder, method="linear probe")), "none named scale"),
+    (lambda folder: (save_file({"features": torch.zeros(3, 4), "labels": torch.zeros(3)}, folder / "knn.safetensors"), changed(folder, method="k-NN", facts={"k": -1})),
+     "must tell k and temperature"),
     (lambda folder: changed(folder, method="guess"), "method must be fine-tuning"),
     (lambda folder: changed(folder, preprocessing={"size": [10**6, 10**6], "channels": 1, "mean": [0.5], "std": [0.2], "read": {}}), r"preprocessing\.size is out of range"),
     (lambda folder: changed(folder, preprocessing={"size": [32, 32], "channels": 1, "mean": [0.5], "std": [0.0], "read": {}}), r"preprocessing\.std is out of range"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +43,22 @@ class Preprocessing:
         """From the plain values of a file."""
         return cls(tuple(values["size"]), values["channels"], tuple(values["mean"]), tuple(values["std"]), dict(values["read"]))
 
+    def check(self) -> None:
+        """Numbers that decide how much memory is taken must be sane before anything is built.
+
+        Raises:
+            ValueError: one is not.
+        """
+        sane = {
+            "size": len(self.size) == 2 and all(isinstance(edge, int) and 0 < edge <= 8192 for edge in self.size),
+            "channels": isinstance(self.channels, int) and 0 < self.channels <= 64,
+            "mean": len(self.mean) == self.channels and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == self.channels and all(math.isfinite(std) and std > 0 for std in self.std),
+        }
+        for name, holds in sane.items():
+            if not holds:
+                raise ValueError(f"preprocessing.{name} is out of range")
+
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std. [B, C, H, W] -> [B, C, H, W]"""
         mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1).to(images.device, non_blocking=True) for values in (self.mean, self.std))
@@ -79,12 +96,12 @@ def full_model(name: str, in_chans: int, num_classes: int) -> nn.Module:
         TrainError: the name is unknown.
     """
     if name.startswith(_TORCHVISION):
-        import torchvision
+        from torchvision import models
 
-        try:
-            model = torchvision.models.get_model(name[len(_TORCHVISION):], weights=None, num_classes=num_classes)
-        except ValueError as error:
-            raise TrainError(f"encoder: {name!r} is no model of torchvision. `torchvision.models.list_models()` lists them.") from error
+        # Classifiers alone: segmentation and detection models would fetch weights of their backbones, and a name may come from a foreign file.
+        if name[len(_TORCHVISION):] not in models.list_models(module=models):
+            raise TrainError(f"encoder: {name!r} is no classification model of torchvision. `torchvision.models.list_models(torchvision.models)` lists them.")
+        model = models.get_model(name[len(_TORCHVISION):], weights=None, num_classes=num_classes)
         return _with_channels(model, in_chans)
     import timm
 
@@ -186,8 +203,15 @@ def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:
                          "folder; a run that is not finished has none yet (mwm pretrain --resume).") from error
     if "encoder" not in metadata or "preprocessing" not in metadata:
         raise TrainError(f"load_encoder: {path.parent.name}/{path.name} must carry the metadata that mwm pretrain writes, got none. Give a run's folder.")
-    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+    try:
+        preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+        preprocessing.check()
+        untrained = tuple(json.loads(metadata["untrained"]))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        raise TrainError(f"load_encoder: {path.parent.name}/{path.name} must carry the metadata that mwm pretrain writes, got others ({type(error).__name__}: {error}). "
+                         "Give a run's folder.") from error
     name = metadata["encoder"]
+    refuse_larger(name, preprocessing.channels, state)
     model = full_model(name, preprocessing.channels, num_classes)
     head = head_keys(name, model)
     try:
@@ -197,7 +221,28 @@ def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:
     if set(result.missing_keys) != set(head) or result.unexpected_keys:
         raise TrainError(f"load_encoder: the weights do not fit {name} ({len(result.missing_keys)} entries missing, {len(result.unexpected_keys)} too many). "
                          "Use the timm or torchvision version that run.json names.")
-    return Encoder(model, name, head, tuple(json.loads(metadata["untrained"])), preprocessing)
+    return Encoder(model, name, head, untrained, preprocessing)
+
+
+def refuse_larger(name: str, in_chans: int, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a network far larger than the weights that are there for it, before it takes the memory: the name may come from a foreign file.
+
+    Args:
+        name: a timm name or "torchvision/NAME".
+        in_chans: channels of the image.
+        weights: what a file holds for it, perhaps with a head, or without.
+
+    Raises:
+        TrainError: the network has more than four times the numbers, or its name is unknown.
+    """
+    try:
+        with torch.device("meta"):
+            needed = sum(value.numel() for value in full_model(name, in_chans, 1).state_dict().values())
+    except (RuntimeError, NotImplementedError):  # a network that computes with its own values while it is built
+        return
+    there = sum(value.numel() for value in weights.values())
+    if needed > 4 * there + 2**20:
+        raise TrainError(f"encoder: the weights do not fit {name}, which has {needed:,} numbers where the file holds {there:,}. Is the file whole, and of this network?")
 
 
 def _seeded_full_model(name: str, in_chans: int, seed: int) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mwm.data import ReadSettings, SkippedFiles, read_list
-from mwm.train.export import full_model
+from mwm.train.export import full_model, refuse_larger
 from mwm.transfer.config import TransferError
 from mwm.transfer.fit import pick_device
 from mwm.transfer.frozen import logistic_probabilities
@@ -95,6 +95,7 @@ def load_classifier(results: str | Path, device: torch.device | str = "cpu") -> 
     """
     stored, weights = read_model(results), read_weights(results)
     whole = stored.method == "fine-tuning"
+    refuse_larger(stored.encoder, stored.preprocessing.channels, weights)
     model = full_model(stored.encoder, stored.preprocessing.channels, len(stored.classes))
     try:
         outcome = model.load_state_dict(weights, strict=whole)
@@ -107,13 +108,28 @@ def load_classifier(results: str | Path, device: torch.device | str = "cpu") -> 
     if whole:
         return torch.no_grad()(lambda images: torch.softmax(body(images).double(), 1))
     if stored.method == "linear probe":
-        head = {key: value.to(device) for key, value in read_weights(results, "probe.safetensors").items()}
+        head = _tensors(results, "probe.safetensors", ("mean", "scale", "weight", "bias"), device)
+        rows = 1 if len(stored.classes) == 2 else len(stored.classes)
+        if not (head["weight"].ndim == 2 and len(head["weight"]) == len(head["bias"]) == rows and head["weight"].shape[1] == head["mean"].numel() == head["scale"].numel()):
+            raise TransferError(f"predict: probe.safetensors of {Path(results).name} does not fit its {len(stored.classes)} classes. Run mwm finetune again.")
         return torch.no_grad()(lambda images: logistic_probabilities(body(images), head))
     if stored.method == "k-NN":
-        bank = {key: value.to(device) for key, value in read_weights(results, "knn.safetensors").items()}
-        k, temperature = int(stored.facts["k"]), float(stored.facts["temperature"])
+        bank = _tensors(results, "knn.safetensors", ("features", "labels"), device)
+        k, temperature = stored.facts.get("k"), stored.facts.get("temperature")
+        if not (isinstance(k, int) and k >= 1 and isinstance(temperature, float) and 0 < temperature < float("inf")):
+            raise TransferError(f"predict: model.json of {Path(results).name} must tell k and temperature, got {k!r} and {temperature!r}. Run mwm finetune again.")
+        if bank["features"].ndim != 2 or not 0 < len(bank["features"]) == bank["labels"].numel():
+            raise TransferError(f"predict: knn.safetensors of {Path(results).name} must hold one label per row of features. Run mwm finetune again.")
         if not 0 <= int(bank["labels"].min()) <= int(bank["labels"].max()) < len(stored.classes):
             raise TransferError(f"predict: labels in knn.safetensors must be below {len(stored.classes)} (the classes), got {int(bank['labels'].max())}. Run mwm finetune again.")
         return torch.no_grad()(lambda images: knn_probabilities(bank["features"], bank["labels"], body(images), k, len(stored.classes), temperature=temperature))
     raise TransferError(f"predict: method must be fine-tuning, linear probe or k-NN, got {stored.method!r}. Use the version of mwm that wrote it.")
 
+
+def _tensors(results: str | Path, name: str, keys: tuple[str, ...], device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors that a method needs beside the network."""
+    found = read_weights(results, name)
+    lacking = [key for key in keys if key not in found]
+    if lacking:
+        raise TransferError(f"predict: {name} of {Path(results).name} must hold {', '.join(keys)}, got none named {lacking[0]}. Run mwm finetune again.")
+    return {key: found[key].to(device) for key in keys}

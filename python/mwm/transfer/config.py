@@ -158,11 +158,11 @@ class FinetuneConfig:
             self._require(name, getattr(self, name) is None or self.task != "classify", "left out of task classify")
         self._require("mask_per_label", not (self.mask_per_label and self.mask_values), "left out where mask_values is given")
         self._require("surface_tolerance", 0 <= self.surface_tolerance < float("inf"), "0 or more")
-        self._require("head_width", self.head_width >= 8 and self.head_width % 8 == 0, "a multiple of 8")
+        self._require("head_width", 8 <= self.head_width <= 2048 and self.head_width % 8 == 0, "a multiple of 8 from 8 to 2048")
         self._require("head_norm", self.head_norm in ("group", "batch"), "group | batch")
 
     def _check_detect(self) -> None:
-        self._require("detect_width", self.detect_width >= 16 and self.detect_width % 8 == 0, "a multiple of 8, at least 16")
+        self._require("detect_width", 16 <= self.detect_width <= 1024 and self.detect_width % 8 == 0, "a multiple of 8 from 16 to 1024")
         self._require("detect_norm", self.detect_norm in ("batch", "frozen"), "batch | frozen")
         self._require("images", self.images is None or self.task == "detect", f"left out of task {self.task}")
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mwm import view
 from mwm.data import DataError, ReadSettings, Record, SkippedFiles, read_image, read_list
 from mwm.data.masks import stem_of
-from mwm.train.export import Encoder, full_model, head_keys
+from mwm.train.export import Encoder, full_model, head_keys, refuse_larger
 from mwm.transfer.coco_metrics import pycocotools
 from mwm.transfer.config import TransferError
 from mwm.transfer.detect import build_detector, detect
@@ -48,15 +48,17 @@ class ObjectFinder:
         if self.stored.task != "detect":
             raise TransferError(f"predict: RESULTS must be of task detect, got {self.stored.task}. Give another folder.")
         masks, width = self.stored.facts.get("masks"), self.stored.facts.get("width")
-        if not isinstance(masks, bool) or not isinstance(width, int) or not 16 <= width <= 4096:
+        if not isinstance(masks, bool) or not isinstance(width, int) or not 16 <= width <= 1024:
             raise TransferError(f"predict: model.json of {Path(results).name} must tell masks and width of the detector, got {masks!r} and {width!r}. Run mwm finetune again.")
         self.classes, self.preprocessing = self.stored.classes, self.stored.preprocessing
         self.settings, self.device = ReadSettings.from_dict(self.preprocessing.read), pick_device(device)
+        weights = read_weights(results)
+        refuse_larger(self.stored.encoder, self.preprocessing.channels, weights)
         plain = full_model(self.stored.encoder, self.preprocessing.channels, 1)
         encoder = Encoder(plain, self.stored.encoder, head_keys(self.stored.encoder, plain), (), self.preprocessing)
         self.model = build_detector(encoder, len(self.classes), masks=masks, width=width)
         try:
-            self.model.load_state_dict(read_weights(results))
+            self.model.load_state_dict(weights)
         except RuntimeError as error:
             raise TransferError(f"predict: the weights of {Path(results).name} do not fit {self.stored.encoder}. Use the timm or torchvision version that wrote them, or run "
                                 "mwm finetune again.") from error

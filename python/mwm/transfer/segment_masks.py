@@ -43,6 +43,18 @@ class MaskClasses:
         stored = json.loads(text)
         return cls(tuple(stored["names"]), None if stored["values"] is None else tuple(stored["values"]), bool(stored["per_label"]))
 
+    def check(self) -> None:
+        """Refuse what no training wrote.
+
+        Raises:
+            ValueError: names are missing, double or too many, or values do not fit them.
+        """
+        names, values = self.names, self.values
+        if not 0 < len(names) <= _MOST or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise ValueError("names of masks must be different texts")
+        if values is not None and not (len(values) == len(set(values)) == len(names) and all(isinstance(value, int) and 0 < value < 2**16 for value in values)):
+            raise ValueError("values of masks must be different whole numbers below 65536, one per name")
+
     @property
     def written(self) -> tuple[int, ...]:
         """The value that stands for each class in a PNG: that of the masks it learnt from where it fits into 8 bits, 255 for one foreground, else 1, 2, …"""

@@ -22,7 +22,7 @@ from mwm.data import DataError, ReadSettings, Record, SkippedFiles, UnreadableIm
 from mwm.data.image import decode
 from mwm.data.masks import stem_of
 from mwm.data.volumes import is_volume, write_volume
-from mwm.train.export import Encoder, full_model, head_keys
+from mwm.train.export import Encoder, full_model, head_keys, refuse_larger
 from mwm.transfer.config import TransferError
 from mwm.transfer.fit import pick_device
 from mwm.transfer.images import threads
@@ -55,14 +55,24 @@ class Segmenter:
         self.model: StoredModel = read_model(results)
         if self.model.task != "segment":
             raise TransferError(f"predict: RESULTS must be of task segment, got {self.model.task}. Give another folder.")
-        self.classes = MaskClasses.from_json(json.dumps(self.model.facts["mask_classes"]))
+        width, norm = self.model.facts.get("head_width"), self.model.facts.get("head_norm")
+        try:
+            self.classes = MaskClasses.from_json(json.dumps(self.model.facts["mask_classes"]))
+            self.classes.check()
+            whole = isinstance(width, int) and 8 <= width <= 2048 and width % 8 == 0 and norm in ("group", "batch")
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise TransferError(f"predict: model.json of {Path(results).name} must tell mask_classes, head_width and head_norm of the network, got others. Run mwm finetune again.")
         self.settings = read_settings(self.model.preprocessing)
         self.device = pick_device(device)
+        weights = read_weights(results)
+        refuse_larger(self.model.encoder, self.model.preprocessing.channels, weights)
         plain = full_model(self.model.encoder, self.model.preprocessing.channels, 1)
         encoder = Encoder(plain, self.model.encoder, head_keys(self.model.encoder, plain), (), self.model.preprocessing)
-        self.network: SegmentationNetwork = mask_network(encoder, len(self.classes.names) + 1, width=self.model.facts["head_width"], norm=self.model.facts["head_norm"])
+        self.network: SegmentationNetwork = mask_network(encoder, len(self.classes.names) + 1, width=width, norm=norm)
         try:
-            self.network.load_state_dict(own_names(read_weights(results)))
+            self.network.load_state_dict(own_names(weights))
         except RuntimeError as error:
             raise TransferError(f"predict: the weights of {Path(results).name} do not fit {self.model.encoder}. Use the timm or torchvision version that wrote them, or run "
                                 "mwm finetune again.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +74,7 @@ def read_model(results: str | Path) -> StoredModel:
         return model
     except OSError as error:
         raise TransferError(f"predict: RESULTS must be a folder that mwm finetune wrote, got {path.parent} without {FACTS}. Give the folder that holds metrics.json.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, TransferError):
             raise
         raise TransferError(f"predict: {path.parent.name}/{FACTS} is damaged ({type(error).__name__}: {error}). Run mwm finetune again.") from error
@@ -87,14 +86,12 @@ def _check(model: StoredModel) -> None:
     Raises:
         ValueError: one is not.
     """
-    fed = model.preprocessing
+    model.preprocessing.check()
     sane = {
+        "task": isinstance(model.task, str),
+        "method": isinstance(model.method, str),
         "encoder": isinstance(model.encoder, str),
         "classes": len(model.classes) <= 65536 and all(isinstance(name, str) for name in model.classes),
-        "preprocessing.size": len(fed.size) == 2 and all(isinstance(edge, int) and 0 < edge <= 8192 for edge in fed.size),
-        "preprocessing.channels": isinstance(fed.channels, int) and 0 < fed.channels <= 64,
-        "preprocessing.mean": len(fed.mean) == fed.channels and all(map(math.isfinite, fed.mean)),
-        "preprocessing.std": len(fed.std) == fed.channels and all(math.isfinite(std) and std > 0 for std in fed.std),
         "facts": isinstance(model.facts, dict),
     }
     for name, holds in sane.items():
