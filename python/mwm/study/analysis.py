@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from mwm.study import sources
 from mwm.study.collect import Collected
 from mwm.study.endpoints import ENDPOINTS, Answers
 from mwm.study.errors import StudyError
-from mwm.study.sources import arm
 from mwm.study.statistics import ROUNDS, Contrast, Estimate, compare, contrast, estimate, estimate_of, holm
 
 SHORTCUT = "shortcut"
@@ -64,7 +64,7 @@ class Plan:
             if len(pair) != 2:
                 raise StudyError(f"study: contrasts must be pairs of arms [first, second], got {list(pair)}.")
             for name in pair:
-                arm(name)
+                sources.arm(name)
         return plan
 
     @classmethod
