@@ -23,10 +23,10 @@ def add_localizer(parser: argparse.ArgumentParser) -> None:
     """Which localizer, with which weights."""
     group = parser.add_argument_group("localizer")
     group.add_argument("--localizer", metavar="NAME", default=argparse.SUPPRESS,
-                       help="tiny (shipped; a listed vocabulary), clipseg (any prompt; needs --checkpoint), maps (masks you have) (default: tiny)")
-    group.add_argument("--checkpoint", metavar="NAME", default=argparse.SUPPRESS, help="weights for clipseg: a local folder, or a hub name, which is fetched")
+                       help="tiny (shipped; a listed vocabulary), bottleneck or clipseg (any prompt; need --checkpoint), maps (masks you have), … `--list` (default: tiny)")
+    group.add_argument("--checkpoint", metavar="NAME", default=argparse.SUPPRESS, help="weights: a preset of `--list`, a hub name (both are fetched), or a local folder")
     group.add_argument("--setting", dest="settings", metavar="NAME=VALUE", action="append", default=argparse.SUPPRESS,
-                       help="a setting of the localizer, for example layer=7 or beta=0.5 of bottleneck; may be given several times")
+                       help="a setting of the localizer, for example setting=fast, layer=7, beta=0.5 or min_similarity=0.2 of bottleneck; may be given several times")
     group.add_argument("--device", metavar="NAME", default=argparse.SUPPRESS, help="cpu | cuda | cuda:N; default: the first GPU, else the CPU")
 
 
