@@ -85,6 +85,9 @@ def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path:
     regions = [cache.region(record) for record in read_list(images)]
     left = [float(region[:, : region.shape[1] // 2].sum() / region.sum()) for region in regions]  # where the patient's right lung is
     assert sum(left) / len(left) > 0.6 and all(0 < float(((region > 0) & (region < 1)).float().mean()) for region in regions)
+    assert cache.meta["refine"]["components"] == 1
+    run_localize(images, None, tmp_path / "two", prompt_set="chest_xray_lungs:P1", device="cpu", progress=False)
+    assert open_regions(tmp_path / "two").meta["refine"]["components"] == 2  # the set knows that there are two lungs
     assert main([*asked, "--prompt-set", "chest_xray_lung"]) == 2 and "Did you mean chest_xray_lungs" in capsys.readouterr().err
     assert main(["localize", images, "--prompt", "lungs", "--setting", "layer=7", "--out", str(out)]) == 2
     assert "settings of tiny must be among none, got layer" in capsys.readouterr().err

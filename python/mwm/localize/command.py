@@ -55,7 +55,8 @@ def run_localize(
         localizer: Name; `list` prints them.
         checkpoint: Hub name or folder of a model, or for "maps" the folder of masks.
         device: Where the model runs.
-        prompt_set: NAME[:LEVEL] of a prompt set, instead of a prompt: the mean of the maps of its sentences.
+        prompt_set: NAME[:LEVEL] of a prompt set, instead of a prompt: the mean of the maps of its sentences; the set's number of parts
+            (two lungs) counts where `components` is left out.
         negatives: Texts whose maps are subtracted.
         settings: Further settings of the localizer, by name, or as texts NAME=VALUE.
         force: Go on where the check of 16 images says that the maps do not follow the text.
@@ -92,6 +93,8 @@ def run_localize(
     given = {name: value for name, value in refinement.items() if value is not None}
     found, chosen = open_localizer({"localizer": localizer, "checkpoint": checkpoint, "device": device, "prompt": prompt, "prompt_set": prompt_set,
                                     "negatives": negatives, "settings": settings}, read)
+    if chosen is not None and chosen.components is not None:
+        given.setdefault("components", chosen.components)
     told = first_check(found, images, prompt, out, read=read, split=split, root=root, absent=chosen.absent if chosen else None, force=force, progress=progress)
     report = localize_folder(
         images, prompt_set or prompt, found, out, RefineSettings(**given) if given else None,
