@@ -9,7 +9,7 @@ import torch
 
 WORDS = ["<pad>", "<unk>", *"a the of in both lungs lung left right brain tumour heart chest mri".split(), "<start>", "<end>"]
 SIZE, PATCH, WIDTH, DEPTH, HEADS, POSITIONS = 48, 16, 32, 4, 4, 12
-KINDS = ("clip", "siglip", "dual-clip", "dual-vit", "open-clip", "open-clip-timm")
+KINDS = ("clip", "siglip", "dual-clip", "dual-vit", "open-clip", "open-clip-timm", "open-clip-bert")
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -81,11 +81,20 @@ def _open_clip(kind: str, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": DEPTH, "head_width": WIDTH // HEADS}
-    if kind == "open-clip-timm":
+    text: dict[str, object] = {"context_length": POSITIONS, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    if kind != "open-clip":
         vision = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 160}
-    config = {"model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": {"context_length": POSITIONS, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}},
+    if kind == "open-clip-bert":  # as BiomedCLIP: timm's ViT, BERT of transformers
+        from transformers import BertConfig
+
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+        BertConfig(**small, vocab_size=len(WORDS), max_position_embeddings=POSITIONS).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_model_pretrained": False, "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": POSITIONS}
+    config = {"model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text},
               "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}}
-    model = open_clip.CLIP(**config["model_cfg"])
+    model = (open_clip.CustomTextCLIP if kind == "open-clip-bert" else open_clip.CLIP)(**config["model_cfg"])
     save_file({name: value.contiguous() for name, value in louder(model).state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
