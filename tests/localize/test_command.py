@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,10 @@ def test_command_line_ends_with_one_sentence_and_a_code(scans: Path, tmp_path: P
 def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from mwm.cli import main
 
-    images, out = str(demo_folder() / "chest_xray"), tmp_path / "regions"
+    images, out = str(tmp_path / "xrays"), tmp_path / "regions"
+    Path(images).mkdir()
+    for path in sorted((demo_folder() / "chest_xray").rglob("*.*g"))[:3]:
+        shutil.copy(path, images)
     asked = ["localize", images, "--prompt-set", "chest_xray_lungs:P1", "--not", "left lung", "--fill", "--blur", "0.02", "--components", "1", "--device", "cpu", "--out", str(out)]
     assert main(asked) == 0
     said = capsys.readouterr().out
@@ -86,7 +90,7 @@ def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path:
     left = [float(region[:, : region.shape[1] // 2].sum() / region.sum()) for region in regions]  # where the patient's right lung is
     assert sum(left) / len(left) > 0.6 and all(0 < float(((region > 0) & (region < 1)).float().mean()) for region in regions)
     assert cache.meta["refine"]["components"] == 1
-    run_localize(images, None, tmp_path / "two", prompt_set="chest_xray_lungs:P1", device="cpu", progress=False)
+    run_localize(images, None, tmp_path / "two", prompt_set="chest_xray_lungs:P1", device="cpu", batch_size=1, progress=False)
     assert open_regions(tmp_path / "two").meta["refine"]["components"] == 2  # the set knows that there are two lungs
     assert main([*asked, "--prompt-set", "chest_xray_lung"]) == 2 and "Did you mean chest_xray_lungs" in capsys.readouterr().err
     assert main(["localize", images, "--prompt", "lungs", "--setting", "layer=7", "--out", str(out)]) == 2
