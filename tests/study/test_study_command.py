@@ -15,7 +15,7 @@ import yaml
 from tests.transfer.drawn import rows_with_patients, write_index
 
 from mwm.cli import main
-from mwm.study.cells import Cell, finished, read_facts
+from mwm.study.cells import Cell, finished, read_facts, run_cell, write_failure
 from mwm.study.command import StudyOptions, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
@@ -82,6 +82,18 @@ def test_a_failing_arm_is_listed_and_stops_no_other(root: Path, tmp_path: Path, 
     facts = json.loads((tmp_path / "out" / "cells" / "drawn" / "imagenet" / "1" / "cell.json").read_text())
     assert facts["status"] == "failed" and "weights" in facts["error"]
     assert "failed twice" in capsys.readouterr().out
+
+
+def test_results_of_other_settings_are_not_taken_for_those_of_now(tmp_path: Path) -> None:
+    cell, config = Cell("drawn", "scratch", 0, ("probe",)), StudyConfig.from_dict(VALUES)
+    folder = cell.folder(tmp_path)
+    (folder / "probe").mkdir(parents=True)
+    (folder / "probe" / "metrics.json").write_text("{}")
+    (folder / "cell.json").write_text(json.dumps({"status": "done", "config_hash": "of an older arm"}))
+    for _ in range(2):
+        with pytest.raises(StudyError, match="must have been run with the settings of now"):
+            run_cell(cell, config, tmp_path, "cpu")
+        write_failure(cell, config, tmp_path, "refused")  # as the runner does; the next call must refuse again
 
 
 def test_without_time_no_cell_begins_and_all_are_left(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from mwm.data import ReadSettings
 from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
 from mwm.study.sources import arm, region_fields
 from mwm.train import pretrain
 from mwm.train.checkpoint import write_text
@@ -102,8 +103,12 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
         What cell.json holds.
 
     Raises:
-        ValueError: a step refused; cell.json is as before.
+        ValueError: a step refused, or the cell holds results of other settings; cell.json is as before.
     """
+    hashed = config.fingerprint(cell.data, cell.arm)
+    if read_facts(cell.folder(out)).get("config_hash", hashed) != hashed and any(cell.folder(out).glob("*/metrics.json")):
+        raise StudyError(f"study: {cell.name} must have been run with the settings of now, got results of others (the study's file or the arm has changed since). "
+                         "Remove the cell to run it again.")
     folder, kind, seconds = cell.folder(out), arm(cell.arm), dict(read_facts(cell.folder(out)).get("wall_seconds", {}))
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
@@ -124,7 +129,7 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
     source = config.source_of(cell.data)
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "done", "error": None, "says": kind.says, "regions": kind.label(source),
              "uses_labels": kind.uses_labels(source), "supervised_region_source": kind.supervised(source), "wall_seconds": seconds,
-             "config_hash": config.fingerprint(cell.data, cell.arm), "device": device_name(device), "commit": commit(), **_measured(run, config)}
+             "config_hash": hashed, "device": device_name(device), "commit": commit(), **_measured(run, config)}
     write_text(folder / "cell.json", json.dumps(facts, indent=1) + "\n")
     _tidy(folder, run, config.keep)
     return facts
@@ -135,7 +140,7 @@ def write_failure(cell: Cell, config: StudyConfig, out: Path, error: str) -> Non
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "failed", "error": error,
-             "config_hash": config.fingerprint(cell.data, cell.arm)}
+             "config_hash": read_facts(folder).get("config_hash", config.fingerprint(cell.data, cell.arm))}
     write_text(folder / "cell.json", json.dumps(facts, indent=1) + "\n")
 
 
