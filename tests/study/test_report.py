@@ -155,3 +155,16 @@ def test_arms_of_a_data_set_that_was_not_reached_are_listed_though_its_folds_are
     config = StudyConfig.from_dict({"data": {"toy": {"index": "toy", "prompt": "cyst"}, "later": {"index": "x", "prompt": "y", "folds": "fit"}},
                                     "blocks": [{"data": "toy", "arms": ["region"], "tasks": ["classify"]}, {"data": "later", "arms": ["scratch"], "tasks": ["probe"]}]})
     assert unfinished(config, collect(finished)) == ["later/scratch"]
+
+
+def test_arms_of_a_fold_that_saw_other_regions_are_named(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for name, digest in (("uniform", "a"), ("region", "a"), ("shuffled", "c")):
+        with (out / "cells" / "toy" / name / "0" / "run" / "config.yaml").open("a") as file:
+            file.write(f"resolved: {{regions: {digest}}}\n")
+    words = "Fold 0: the arms did not see the same regions (region / uniform)"
+    assert words not in report(_config(), out, rounds=50).joinpath("tables.md").read_text()
+    path = out / "cells" / "toy" / "uniform" / "0" / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("regions: a", "regions: b"))
+    assert words in report(_config(), out, rounds=50).joinpath("tables.md").read_text()

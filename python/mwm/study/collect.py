@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from mwm.study.detections import Detections, read_detections
 from mwm.study.endpoints import Answers
 from mwm.study.errors import StudyError
 from mwm.study.flops import dense_gflop
 from mwm.study.index import read_index
-from mwm.study.sources import ARMS
+from mwm.study.sources import ARMS, MAIN
+from mwm.study.sources import arm as arm_named
 from mwm.train.checkpoint import write_text
 from mwm.train.config import read_yaml
 
@@ -60,6 +62,7 @@ class Collected:
         folds: By data set.
         failed: (data set, arm, seed, error) of cells that failed.
         classes: Of each data set, in the order of the probabilities.
+        regions: (data set, fold) -> what pre-training saw as regions (a hash) -> the arms that must have seen the same: more than one hash is a fault.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,6 +71,7 @@ class Collected:
     folds: dict[str, FoldPatients] = field(default_factory=dict)
     failed: list[tuple[str, str, str, str]] = field(default_factory=list)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    regions: dict[tuple[str, int], dict[str, list[str]]] = field(default_factory=dict)
 
     def arms(self, data: str) -> list[str]:
         """Arms with a finished task of a data set, in their order of value."""
@@ -130,6 +134,8 @@ def collect(out: str | Path) -> Collected:
                              "Was the study begun with others?")
         if facts.get("config_hash"):
             hashes.setdefault((data, arm), set()).add(facts["config_hash"])
+        if (digest := _regions(cell / "run", arm)) is not None:
+            found.regions.setdefault((data, int(facts.get("fold", seed))), {}).setdefault(digest, []).append(arm)
         for folder in tasks:
             report = _json(folder / "metrics.json")
             for endpoint, value in _figures(report):
@@ -153,6 +159,17 @@ def collect(out: str | Path) -> Collected:
 
 def _cells(root: Path) -> Iterator[Path]:
     yield from sorted(path for path in (root / "cells").glob("*/*/*") if path.is_dir() and path.name.isdigit())
+
+
+def _regions(run: Path, name: str) -> str | None:
+    """Hash of the regions of a run, of arms that share those of the study; made anew on a GPU between two pieces of a study they may differ."""
+    try:
+        kind = arm_named(name)
+        if kind.source != MAIN or kind.shuffled or kind.foreground or not kind.pretrain:
+            return None
+        return (yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")).get("resolved") or {}).get("regions")
+    except (OSError, AttributeError, yaml.YAMLError, StudyError):
+        return None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -65,6 +65,10 @@ def _about(found: Collected, data: str) -> str:
         text += " **Descriptive only: a class has fewer than five patients or blocks; nothing can be inferred.**"
     if folds.facts.get("patients_known") is False:
         text += " Patients are not known for all images: intervals are too narrow."
+    for (name, fold), kinds in sorted(found.regions.items()):
+        if name == data and len(kinds) > 1:
+            text += (f" **Fold {fold}: the arms did not see the same regions ({' / '.join(', '.join(sorted(arms)) for arms in kinds.values())}); their difference is not that "
+                     "of the arms alone.**")
     return text
 
 
