@@ -39,9 +39,9 @@ trap 'kill $WATCH 2>/dev/null; [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && echo qui
 "$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --workers "$WORKERS" --threads 1 --budget "$LIMIT" --only "${ONLY:-}" >"$OUT/study.log" 2>&1
 CODE=$?
 cp "$STUDY/workers.log" "$OUT/workers.log" 2>/dev/null
-# Whole cells alone: what a cut left half done is made anew. Folds and regions come along as text: which image was where, and how good the regions were.
+# Whole cells alone: what a cut left half done is made anew. Folds come along as text. Regions come along whole: trained anew on a GPU they need not be the same.
 ( cd "$STUDY" && find cells -name cell.json -printf '%h\n' | sort >.finished
   tar -czf "$OUT/cells.tgz" --exclude='*.safetensors' --exclude='*.pt' --exclude='tensorboard' --exclude='*.png' -T .finished study.yaml folds/*/*.csv folds/*/folds.json \
-    $(find regions -name '*.json' 2>/dev/null) )
+    $([ -d regions ] && echo regions) )
 tail -n 40 "$OUT/study.log"
 exit $CODE
