@@ -18,6 +18,7 @@ from mwm.study.analysis import DESCRIPTIVE, EXPLORATORY, PRIMARY, Plan, differen
 from mwm.study.collect import COLUMNS, collect
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
+from mwm.study.region_facts import region_facts
 from mwm.study.report import report, unfinished
 from mwm.study.statistics import holm
 
@@ -168,3 +169,10 @@ def test_arms_of_a_fold_that_saw_other_regions_are_named(finished: Path, tmp_pat
     path = out / "cells" / "toy" / "uniform" / "0" / "run" / "config.yaml"
     path.write_text(path.read_text().replace("regions: a", "regions: b"))
     assert words in report(_config(), out, rounds=50).joinpath("tables.md").read_text()
+
+
+def test_empty_regions_are_a_share_of_the_regions(tmp_path: Path) -> None:
+    folder = tmp_path / "regions" / "toy" / "0" / "crossfit"
+    folder.mkdir(parents=True)
+    (folder / "regions.json").write_text(json.dumps({"meta": {"source": {"kind": "supervised region source", "dice": 0.5, "empty": 5, "regions": 20, "images": 18}}}))
+    assert region_facts(tmp_path)[0]["empty"] == 0.25

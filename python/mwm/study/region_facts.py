@@ -28,5 +28,8 @@ def region_facts(out: str | Path) -> list[dict[str, Any]]:
             continue
         source = ((stored.get("meta") or {}).get("source") or {}) if isinstance(stored, dict) else {}
         if source and fold.isdigit():
-            rows.append({"data_set": data, "fold": int(fold), "regions": name, **{key: source.get(key) for key in COLUMNS[3:]}})
+            held = {key: source.get(key) for key in COLUMNS[3:]}
+            if held["empty"] is not None:
+                held["empty"] = held["empty"] / max(1, source.get("regions") or 1)  # written down as a number of images
+            rows.append({"data_set": data, "fold": int(fold), "regions": name, **held})
     return rows
