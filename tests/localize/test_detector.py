@@ -212,6 +212,7 @@ def _refusal(**arguments: object) -> str:
 def test_checkpoints_of_another_kind_or_without_weights_end_in_one_sentence(owlv2_folder: Path, clipseg_folder: Path, tmp_path: Path) -> None:
     assert "grounding-dino-tiny" in _refusal()
     assert "of type 'clipseg'" in _refusal(checkpoint=clipseg_folder)
+    assert "which is for sam" in _refusal(checkpoint="medsam")
     assert "local folder or a hub name" in _refusal(checkpoint=tmp_path / "nowhere")
     bare = shutil.copytree(owlv2_folder, tmp_path / "bare")
     (bare / "model.safetensors").unlink()

@@ -208,6 +208,11 @@ def test_what_cannot_be_trained_ends_in_one_sentence(scans: Path, captions: Path
             TrainSettings(**setting)
 
 
+def test_training_under_torchrun_is_refused(scans: Path, clipseg_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in _refusal(scans / "images", scans / "masks", clipseg_folder, tmp_path / "out", prompts=["x"])
+
+
 def test_training_that_diverges_stops_with_a_sentence_and_leaves_no_folder(scans: Path, clipseg_folder: Path, tmp_path: Path) -> None:
     said = _refusal(scans / "images", scans / "masks", clipseg_folder, tmp_path / "out", prompts=["x"], absent=["y"], settings=TrainSettings(epochs=6, lr=1e30, workers=0))
     assert "Lower --lr" in said and list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ class ClipsegLocalizer:
         processor, model = _load(folder or source, revision=revision, local_only=offline or folder is not None or not hub_answers())
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self._size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
+        self.input_size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
         self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{self.model.config._commit_hash}"
         self._tokens: dict[str, tuple[list[int], list[int]]] = {}
@@ -68,7 +68,7 @@ class ClipsegLocalizer:
         maps = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.float32)
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
-            tokens, attention = self._encode(prompts[part])
+            tokens, attention = self.encode(prompts[part])
             pixels = self.preprocess(images[part])
             logits = self.model(input_ids=tokens, attention_mask=attention, pixel_values=pixels).logits.float()
             heat = torch.sigmoid(logits.reshape(len(pixels), 1, *logits.shape[-2:]))
@@ -83,10 +83,10 @@ class ClipsegLocalizer:
             x = x.mean(1, keepdim=True)
         x = x.expand(-1, 3, -1, -1)
         # The processor resizes 8-bit images, which stay within their range; bicubic overshoot is cut likewise.
-        x = F.interpolate(x, self._size, mode=self._resample, align_corners=False, antialias=True).clamp(0, 1)
+        x = F.interpolate(x, self.input_size, mode=self._resample, align_corners=False, antialias=True).clamp(0, 1)
         return (x - self._mean.to(x.device)) / self._std.to(x.device)
 
-    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of the prompts, int64 [B, N] each."""
         for prompt in prompts:
             if prompt not in self._tokens:

@@ -178,6 +178,8 @@ def train_localizer(
     settings, read, out = settings or TrainSettings(), read or ReadSettings(), Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"localize train: out must be a new folder, got {str(out)!r}, which is there. Choose another --out.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("localize train: it must run as one process, got several under torchrun. Start it without torchrun.")
     torch.manual_seed(settings.seed)
     trainee = _trainee(checkpoint, device, offline, [text for text in prompts if text.strip()], list(absent) or list(ABSENT), mask_store(masks), settings, read)
     if trainee.kind == "towers" and masks is not None:

@@ -36,7 +36,7 @@ class HeadTrainee:
         fitting = []
         for text in self.absent:
             try:
-                self.localizer._encode([text])
+                self.localizer.encode([text])
                 fitting.append(text)
             except ValueError:
                 continue
@@ -44,7 +44,7 @@ class HeadTrainee:
             raise ValueError("localize train: absent must hold a text that the model can read, got none short enough. Give a shorter one.")
         self.absent = fitting
         for text in {*self.prompts, *(text for texts in examples.texts.values() for text in texts)}:
-            self.localizer._encode([text])
+            self.localizer.encode([text])
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of the decoder."""
@@ -69,7 +69,7 @@ class HeadTrainee:
         draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         order = torch.randperm(len(records), generator=draw).tolist() if training else list(range(len(records)))
         self.model.decoder.train(training)
-        batches = read_batches(records, order, batch_size, size=self.localizer._size, masks=self.masks, read=self.read, skipped=skipped, workers=self.settings.workers)
+        batches = read_batches(records, order, batch_size, size=self.localizer.input_size, masks=self.masks, read=self.read, skipped=skipped, workers=self.settings.workers)
         for images, masks, rows in batches:
             texts, shown = self._texts(rows, examples, draw)
             targets = masks.to(self.localizer.device) * shown.to(self.localizer.device)[:, None, None]
@@ -89,7 +89,7 @@ class HeadTrainee:
 
     def _loss(self, images: Tensor, texts: list[str], targets: Tensor) -> Tensor:
         """Binary cross-entropy, plus 1 - Dice where there is something to find. [B, 3, H, W], B texts, [B, H, W] → []"""
-        tokens, attention = self.localizer._encode(texts)
+        tokens, attention = self.localizer.encode(texts)
         logits = self.model(input_ids=tokens, attention_mask=attention, pixel_values=self.localizer.preprocess(images)).logits
         logits = logits.reshape(len(images), *logits.shape[-2:]).float()
         targets = F.interpolate(targets[:, None], logits.shape[-2:], mode="area")[:, 0]
