@@ -64,6 +64,14 @@ def test_model_writes_new_sentences_about_the_target_and_nothing_else(writer_fol
     assert not set(found) & set(target.sentences("P2"))
 
 
+def test_model_with_a_chat_template_is_asked_in_its_own_words(writer_folder: Path) -> None:
+    writer = PromptWriter(writer_folder, "cpu")
+    writer.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n-{% endfor %}"
+    asked = writer.tokenizer.decode(writer._question(load_prompt_set("brain_mri_tumour"), "P3", "glioma", ["a glioma"])[0])
+    assert "a glioma" in asked.replace("  ", " ") and asked.rstrip().endswith("-")
+    assert all(usable(text, load_prompt_set("brain_mri_tumour")) for text in writer.write(load_prompt_set("brain_mri_tumour"), "P2", 2))
+
+
 def test_command_writes_a_set_that_localize_reads(writer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "more.yaml"
     asked = ["prompts", "brain_mri_tumour:P3/glioma", "--llm", str(writer_folder), "--count", "2", "--device", "cpu"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mwm.data import demo_folder, read_image
-from mwm.localize import create_localizer
+from mwm.localize import UnsupportedImage, create_localizer
 from mwm.localize.ensemble import EnsembleLocalizer, maps_of
 from mwm.localize.prompt_sets import LEVELS, list_prompt_sets, load_prompt_set, parse_prompt_set, resolve_prompts
 
@@ -117,6 +117,20 @@ def test_ensemble_is_the_mean_of_maps_and_negatives_are_subtracted() -> None:
     assert EnsembleLocalizer(inner, ["a"]).fingerprint != EnsembleLocalizer(inner, ["b"]).fingerprint != inner.fingerprint
     assert EnsembleLocalizer(inner, negatives=["a"]).fingerprint != EnsembleLocalizer(inner, ["a"]).fingerprint
     assert mean(images[:0], []).shape == (0, 8, 8)
+
+
+def test_refused_negative_prompt_subtracts_nothing_and_a_refused_prompt_stays_refused() -> None:
+    class Picky(Letters):
+        def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+            if "z" in prompts[0] and bool((images.amax((1, 2, 3)) > 0.5).any()):
+                raise UnsupportedImage("picky: not alike")
+            return super().__call__(images, prompts)
+
+    images = torch.cat([torch.full((1, 1, 8, 8), 0.2), torch.full((1, 1, 8, 8), 0.9)])
+    less = EnsembleLocalizer(Picky(), ["a" * 60], ["z" * 20])(images, ["x"] * 2)
+    assert torch.allclose(less[:, 0, 0], torch.tensor([0.4, 0.6]))
+    with pytest.raises(UnsupportedImage):
+        EnsembleLocalizer(Picky(), ["z"], ["a"])(images, ["x"] * 2)
 
 
 def test_localizer_that_reads_many_prompts_at_once_is_asked_at_once() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mwm.localize.protocol import Localizer, check_images
+from mwm.localize.protocol import Localizer, UnsupportedImage, check_images
 
 
 class EnsembleLocalizer:
@@ -55,14 +55,23 @@ class EnsembleLocalizer:
         check_images(images, prompts, self.name)
         if not len(images):
             return images.new_zeros((0, *images.shape[2:]), dtype=torch.float32)
-        if self.prompts:
+        if self.prompts:  # first: an image that is refused for what is wanted is refused
             heat, self.similarity = mean_map(self.inner, images, self.prompts)
         else:
             heat = self.inner(images, prompts)
             self.similarity = getattr(self.inner, "similarity", None)
         if self.negatives:
-            heat = heat - self.weight * mean_map(self.inner, images, self.negatives)[0]
+            heat = heat - self.weight * torch.stack([self._unwanted(images, text) for text in self.negatives]).mean(0)
         return heat.clamp(0, 1)
+
+    def _unwanted(self, images: Tensor, text: str) -> Tensor:
+        """The map of a negative prompt. Where the localizer refuses an image for it (nothing there is like the text) nothing is subtracted. float32 [B, H, W]"""
+        try:
+            return self.inner(images, [text] * len(images))
+        except UnsupportedImage:
+            if len(images) == 1:
+                return images.new_zeros((1, *images.shape[2:]), dtype=torch.float32)
+            return torch.cat([self._unwanted(image, text) for image in images.split(1)])
 
 
 def mean_map(localizer: Localizer, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
