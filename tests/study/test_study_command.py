@@ -16,7 +16,7 @@ from tests.transfer.drawn import rows_with_patients, write_index
 
 from mwm.cli import main
 from mwm.study.cells import Cell, finished, read_facts, run_cell, write_failure
-from mwm.study.command import StudyOptions, study
+from mwm.study.command import StudyOptions, _resources, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.runner import Outcome, jobs_of
@@ -129,6 +129,19 @@ def test_a_failed_cell_ends_no_other_process_of_torchrun(tmp_path: Path, monkeyp
     assert main(words) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(words) == 0
+
+
+def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _resources(StudyOptions("out", device="cuda"))[0] == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [_resources(StudyOptions("out", device=name))[0] for name in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
+
+
+def test_an_unknown_device_is_refused_by_the_study() -> None:
+    with pytest.raises(StudyError, match=r"^study: device must be auto, cpu, cuda or cuda:N, got 'teapot'"):
+        _resources(StudyOptions("out", device="teapot"))
 
 
 def test_regions_that_arms_share_come_first_and_once() -> None:

@@ -17,6 +17,7 @@ from mwm.study.folds import write_folds
 from mwm.study.rehearse import rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
 from mwm.train.checkpoint import write_text
+from mwm.train.distributed import pick_device
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,12 @@ def _resources(options: StudyOptions) -> tuple[str, int, int]:
     device = options.device
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # as in pre-training: each process on its own GPU
+        device = f"cuda:{local}"
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise StudyError(f"study: device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise StudyError(f"study: device must be present, got {device!r} on a machine without CUDA. Use cpu.")
+        kind = pick_device(device, "study").type
+    except ValueError as error:
+        raise StudyError(str(error)) from error
     for name in ("workers", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -76,13 +76,29 @@ def start(device: str = "auto", backend: str | None = None) -> World:
     return World(dist.get_rank(), dist.get_world_size(), local, owns_group=True)
 
 
-def _local_device(kind: str, size: int) -> torch.device:
+def pick_device(name: str, op: str = "distributed") -> torch.device:
+    """The device that a setting names; "auto" is CUDA where there is one.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".
+        op: who asks, for the message.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(kind)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"distributed: device must be auto, cpu, cuda or cuda:N, got {kind!r}.") from error
+        raise ValueError(f"{op}: device must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"distributed: device must be present, got {kind!r} on a machine without CUDA. Use cpu.")
+        raise ValueError(f"{op}: device must be present, got {name!r} on a machine without CUDA. Use cpu.")
+    return device
+
+
+def _local_device(kind: str, size: int) -> torch.device:
+    device = pick_device(kind)
     if size == 1 or kind != "cuda":
         return device
     number = int(os.environ.get("LOCAL_RANK", "0"))

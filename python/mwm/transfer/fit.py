@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mwm.train import checkpoint
+from mwm.train import checkpoint, distributed
 from mwm.transfer.config import FREE_ON_RESUME, FinetuneConfig, TransferError
 
 CLIP = 5.0
@@ -42,15 +42,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         TransferError: there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TransferError(f"finetune: device must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TransferError(f"finetune: device must be present, got {name!r} on a machine without CUDA. Use cpu.")
-    return device
+        return distributed.pick_device(name, "finetune")
+    except ValueError as error:
+        raise TransferError(str(error)) from error
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
