@@ -12,6 +12,7 @@ import pytest
 
 from mwm.study.detections import Detections, read_detections
 from mwm.study.errors import StudyError
+from mwm.transfer.coco import encode
 
 coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
 
@@ -77,3 +78,18 @@ def test_detections_of_strangers_are_refused(tmp_path: Path) -> None:
     patients.pop(next(iter(patients)))
     with pytest.raises(StudyError, match="got 1 others"):
         read_detections([(0, tmp_path / "cell")], {0: patients})
+
+
+def test_a_fold_in_which_nothing_is_found_counts_as_none_for_masks_too(tmp_path: Path) -> None:
+    patients = {fold: _cell(tmp_path / str(fold), np.random.default_rng(fold), fold, 6) for fold in range(2)}
+    square = encode(np.ones((100, 100), bool))
+    for fold in range(2):
+        folder = tmp_path / str(fold)
+        truth = json.loads((folder / "ground_truth.json").read_text())
+        truth["annotations"] = [note | {"segmentation": square} for note in truth["annotations"]]
+        (folder / "ground_truth.json").write_text(json.dumps(truth))
+        results = [] if fold else [row | {"segmentation": square} for row in json.loads((folder / "predictions.json").read_text())]
+        (folder / "predictions.json").write_text(json.dumps(results))
+    found = read_detections([(fold, tmp_path / str(fold)) for fold in range(2)], patients)
+    assert "mask_ap" in found.endpoints
+    assert found.only([1]).statistic("mask_ap")(np.ones(len(found.only([1]).patients)))[0] == 0

@@ -17,3 +17,7 @@ def test_flops_are_twice_the_published_multiply_adds(name: str, weights) -> None
 
 def test_a_grey_image_of_half_the_edge_costs_a_quarter() -> None:
     assert dense_gflop("resnet18", (64, 64), 1) == pytest.approx(dense_gflop("resnet18", (128, 128), 1) / 4, rel=0.01)
+
+
+def test_a_grey_image_costs_the_same_in_both_libraries() -> None:
+    assert dense_gflop("torchvision/resnet18", (64, 64), 1) == pytest.approx(dense_gflop("resnet18", (64, 64), 1), rel=1e-4)

@@ -111,7 +111,8 @@ def read_detections(cells: Sequence[tuple[int, Path]], patients: Mapping[int, Ma
         if strangers:
             raise StudyError(f"collect: test detections must be of the images that fold {fold} tests, got {len(strangers)} others (the first is {strangers[0]!r}). "
                              "Remove the cell and run it again.")
-        masks = any("segmentation" in result for result in results) and any(note.get("segmentation") for note in truth["annotations"])
+        # A detector that finds nothing in a fold has an AP of 0 there, for masks as for boxes.
+        masks = all("segmentation" in result for result in results) and any(note.get("segmentation") for note in truth["annotations"])
         tables = {kind: [by_area[0] for by_area in match(truth, results, coco, areas=("all",))] for kind, coco in KINDS.items() if kind == "box" or masks}
         folds[fold] = FoldMatches(tables, tuple(patients[fold][image["file_name"]] for image in images))
     return Detections(folds)

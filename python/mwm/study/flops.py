@@ -6,6 +6,8 @@ import functools
 
 import torch
 
+from mwm.train.export import full_model
+
 
 @functools.cache
 def dense_gflop(encoder: str, size: tuple[int, int], channels: int) -> float:
@@ -22,9 +24,7 @@ def dense_gflop(encoder: str, size: tuple[int, int], channels: int) -> float:
 
     with torch.device("meta"):
         if encoder.startswith("torchvision/"):
-            import torchvision
-
-            model, channels = torchvision.models.get_model(encoder.partition("/")[2], weights=None), 3
+            model = full_model(encoder, channels, 1)
         else:
             import timm
 
