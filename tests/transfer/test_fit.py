@@ -81,6 +81,8 @@ def test_an_unwhole_state_and_one_of_other_settings_are_refused(tmp_path: Path) 
     with pytest.raises(TransferError, match=r"lr must be 0\.05 as when the run began, got 0\.1"):
         run(network(), config(resume=True, lr=0.1), state=state)
     run(network(), config(resume=True, device="cpu", workers=3), state=state)
+    with pytest.raises(TransferError, match="training images of the interrupted run, got others"):
+        run(network(), config(resume=True), state=state, ids=[3, 1])
     state.write_bytes(state.read_bytes()[:-7])
     with pytest.raises(TrainError, match="damaged"):
         run(network(), config(resume=True), state=state)

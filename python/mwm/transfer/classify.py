@@ -76,7 +76,7 @@ def train(config: FinetuneConfig, encoder: Encoder, sets: Mapping[str, CaseImage
         return {"val_loss": float(loss), "val_auroc": auroc(sets["val"].labels.cpu().numpy(), torch.softmax(logits.double(), 1).numpy())}
 
     fitted = fit(model, batches_of, loss_of, judge, groups=parameter_groups(encoder, config.lr, config.layer_decay, config.weight_decay), config=config,
-                 per_epoch=len(images) // size, device=device, state=state)
+                 per_epoch=len(images) // size, device=device, state=state, ids=images.ids.tolist())
     probabilities = {split: torch.softmax(predict_logits(model, sets[split], config.batch_size).double(), 1).numpy() for split in ("val", "test")}
     return Outcome("fine-tuning", probabilities, dict(model.state_dict()), fitted.history, fitted.chosen | {"batch_size": size})
 

@@ -73,7 +73,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     fitted = fit(model, lambda epoch: sets["train"].batches(size, order=epoch_rows(len(sets["train"]), size, seed=config.seed, epoch=epoch).tolist(), augment=augment, epoch=epoch),
                  lambda network, batch: total_loss(network(*batch)), lambda network: _judge(network, sets["val"], truths["val"], config, device),
                  groups=pyramid_groups(model.encoder, model.heads, config.lr, config.layer_decay, config.weight_decay), config=config,
-                 per_epoch=len(sets["train"]) // size, device=device, state=state_file(out), better="val_score")
+                 per_epoch=len(sets["train"]) // size, device=device, state=state_file(out), better="val_score", ids=sets["train"].ids)
     results = {split: detect(model, sets[split], config.batch_size, config.precision) for split in ("val", "test")}
     figures = {split: detection_metrics(truths[split], results[split], [case.patient for case in data.of(split)] if data.patients_known else None, masks=masks,
                                         rounds=config.bootstrap, seed=config.seed) for split in results}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def rate(step: int, total: int, warm: int) -> float:
 
 def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: Callable[[nn.Module, Any], Tensor], judge: Callable[[nn.Module], dict[str, float]], *,
         groups: list[dict[str, Any]], config: FinetuneConfig, per_epoch: int, device: torch.device, state: Path | None = None, better: str = "val_loss",
-        checkpoint_seconds: float = 60.0) -> Fitted:
+        checkpoint_seconds: float = 60.0, ids: Sequence[int] = ()) -> Fitted:
     """Train `model` in place; afterwards it holds the best epoch's weights and is in eval mode.
 
     No step waits for the device: losses are summed there and read once per epoch. Where `batches_of` is a pure function of the epoch, a fit that was
@@ -86,6 +86,7 @@ def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: C
         state: File for the state to resume from; None keeps none. The caller removes it when the results are written.
         better: Name of the figure that chooses; lower is better for a name that ends in "loss", else higher.
         checkpoint_seconds: Least time between two states.
+        ids: Of the training images, in order; the state of a fit to other images is refused.
 
     Raises:
         TransferError: the loss or every validation figure is not finite, or the state belongs to other settings.
@@ -96,7 +97,7 @@ def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: C
     optimizer = torch.optim.AdamW(groups, fused=True if device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     autocast(config.precision, device)  # refused before the first batch is made
-    progress = _Progress(model, optimizer, scaler, better)
+    progress = _Progress(model, optimizer, scaler, better, [int(i) for i in ids])
     if config.resume and state is not None and state.is_file():
         progress.restore(checkpoint.load(state), config, device)
     parameters = [p for group in groups for p in group["params"]]
@@ -145,8 +146,8 @@ def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: C
 class _Progress:
     """Where a fit stands after an epoch: weights, moments, history, the best epoch so far."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, better: str) -> None:
-        self.model, self.optimizer, self.scaler, self.better = model, optimizer, scaler, better
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, better: str, ids: list[int]) -> None:
+        self.model, self.optimizer, self.scaler, self.better, self.ids = model, optimizer, scaler, better, ids
         self.epoch, self.waited, self.best_epoch, self.history = 0, 0, 0, []
         self.best: dict[str, Tensor] = {}
 
@@ -173,8 +174,8 @@ class _Progress:
 
     def state(self, config: FinetuneConfig, device: torch.device) -> dict[str, Any]:
         cpu = lambda tensors: {key: value.detach().cpu() for key, value in tensors.items()}  # noqa: E731
-        return {"format": checkpoint.FORMAT, "kind": "finetune", "config": config.to_dict(), "epoch": self.epoch, "waited": self.waited, "best_epoch": self.best_epoch,
-                "history": self.history, "model": cpu(self.model.state_dict()), "best": cpu(self.best), "optimizer": self.optimizer.state_dict(),
+        return {"format": checkpoint.FORMAT, "kind": "finetune", "config": config.to_dict(), "ids": self.ids, "epoch": self.epoch, "waited": self.waited,
+                "best_epoch": self.best_epoch, "history": self.history, "model": cpu(self.model.state_dict()), "best": cpu(self.best), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
     def restore(self, stored: dict[str, Any], config: FinetuneConfig, device: torch.device) -> None:
@@ -186,6 +187,8 @@ class _Progress:
             name = changed[0]
             raise TransferError(f"finetune: {name} must be {stored['config'].get(name)!r} as when the run began, got {now[name]!r}. Repeat the setting, or leave out "
                                 "--resume to start anew.")
+        if stored.get("ids", self.ids) != self.ids:
+            raise TransferError("finetune: DATA must hold the training images of the interrupted run, got others. Repeat the setting, or leave out --resume to start anew.")
         checkpoint.load_into(self.model, stored["model"], "the state of the interrupted run")
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scaler.load_state_dict(stored["scaler"])

@@ -66,7 +66,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     fitted = fit(network, lambda epoch: sets["train"].batches(size, rows=epoch_rows(len(sets["train"]), size, seed=config.seed, epoch=epoch), augment=augment, epoch=epoch),
                  lambda model, batch: mask_loss(model(batch[0]), batch[1]), lambda model: _judge(model, sets["val"], config.batch_size),
                  groups=pyramid_groups(network.encoder, network.head, config.lr, config.layer_decay, config.weight_decay), config=config,
-                 per_epoch=len(sets["train"]) // size, device=device, state=state_file(out))
+                 per_epoch=len(sets["train"]) // size, device=device, state=state_file(out), ids=sets["train"].images.ids.tolist())
     unit = "mm" if all(d.spacing for split in ("val", "test") for d in sets[split].decoded) else "pixels"
     rows = {split: [_figures(sets[split], k, logits, classes, config, unit, settings) for k, logits in enumerate(predict_logits(network, sets[split], config.batch_size))]
             for split in ("val", "test")}
