@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Statistic = Callable[[NDArray], NDArray]
 """How often each patient counts, float [R, P] -> the endpoint of each draw, float [R]; NaN where it is not defined."""
@@ -178,12 +177,3 @@ def fold_values(answers: Answers, endpoint: str) -> dict[int, float]:
         part = answers.take(np.flatnonzero(answers.fold == fold))
         result[int(fold)] = float(statistic(part, endpoint)(np.ones((1, len(part.patients))))[0])
     return result
-
-
-def within_fold_ranks(answers: Answers) -> NDArray:
-    """Scores as mid-ranks within fold and class column, divided by the fold's size: one scale for pictures. float64, shape of scores"""
-    ranks = np.empty(answers.scores.shape)
-    for fold in np.unique(answers.fold):
-        rows = answers.fold == fold
-        ranks[rows] = (rankdata(answers.scores[rows], axis=0) - 0.5) / rows.sum()
-    return ranks

@@ -36,7 +36,7 @@ class Arm:
         foreground: Whether a second map, of what is not air, is needed.
         pretrain: Whether there is a pre-training.
         init: What fine-tuning starts from: "pretrained", "scratch", or "imagenet" (a local file).
-        longer: Whether fine-tuning takes as many optimizer steps as pre-training and fine-tuning of the other arms together.
+        longer: Whether fine-tuning takes as many epochs as pre-training and fine-tuning of the other arms together.
         settings: Fields of `PretrainConfig` that the arm sets.
         counts_only: Whether only the number of region patches per image reaches the masks, not their places.
     """
