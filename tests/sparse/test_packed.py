@@ -324,3 +324,9 @@ def test_encoders_take_any_number_of_channels_and_refuse_unknown_names() -> None
     for name in ("resnet5000", "torchvision/resnet5000", "torchvision/vit_b_16"):
         with pytest.raises(ValueError, match="create_encoder"):
             mwm.create_encoder(name)
+
+
+def test_no_name_of_torchvision_fetches_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: pytest.fail("weights are fetched"))
+    with pytest.raises(ValueError, match="no classification model of torchvision"):
+        mwm.create_encoder("torchvision/fcn_resnet50")

@@ -130,12 +130,12 @@ def create_encoder(name: str, in_chans: int = 3, **settings: Any) -> nn.Module:
 
 
 def _from_torchvision(name: str, in_chans: int, settings: dict) -> nn.Module:
-    import torchvision
+    from torchvision import models
 
-    try:
-        model = torchvision.models.get_model(name[len(PREFIX) :], **{"weights": None, **settings})
-    except ValueError as error:
-        raise ValueError(f"create_encoder: {name!r} is no model of torchvision. torchvision.models.list_models() lists them.") from error
+    # Segmentation and detection models would fetch the weights of their backbones, although nobody asked for any.
+    if name[len(PREFIX) :] not in models.list_models(module=models):
+        raise ValueError(f"create_encoder: {name!r} is no classification model of torchvision. torchvision.models.list_models(torchvision.models) lists them.")
+    model = models.get_model(name[len(PREFIX) :], **{"weights": None, **settings})
     first_name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels != in_chans:
         parent = model.get_submodule(first_name.rpartition(".")[0])
