@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mwm.study.cells import Cell, task_config
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.rehearse import _extrapolated
+from mwm.study.sources import arm
 from mwm.train import TrainError
+from mwm.train.prepare import read_settings
 from mwm.transfer import TransferError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +76,7 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
     ({"data": {"a": {"index": "x", "prompt": "y", "labels": "glioma"}}}, "labels must be a list of texts"),
     ({"data": {"a": {"index": "x", "prompt": "y", "folds": 2.5}}}, "folds must be a whole number"),
     ({"data": {"a": {"index": "x", "prompt": "y", "source": [1]}}}, "source must be a mapping"),
+    ({"data": {"a": {"index": "a", "prompt": "body", "read": {"slice_axis": "x"}}, "b": {"index": "b", "prompt": "body"}}}, "of aspect and intensity alone where scratch"),
     ({"blocks": [{"data": ["a"], "arms": ["region"], "tasks": ["probe"]}]}, "block.data must be a | b"),
     ({"blocks": [{"data": "a", "arms": [{"x": 1}], "tasks": ["probe"]}]}, "arms must be named by texts"),
     ({"keep": "everything"}, "keep must be results | encoder | all"),
@@ -93,6 +97,14 @@ def test_wrong_settings_of_the_runs_show_before_the_first_run() -> None:
 def test_numbers_with_an_exponent_are_numbers_at_every_depth(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values()) + "finetune: {classify: {lr: 3e-4}}\n")
     assert StudyConfig.from_yaml(tmp_path / "study.yaml").finetune_config("classify", run="run", data="data").lr == 3e-4
+
+
+def test_an_arm_without_pretraining_reads_images_as_the_others_do(tmp_path: Path) -> None:
+    data = {"a": {"index": "a", "prompt": "body", "read": {"intensity": "minmax", "aspect": "crop"}}, "b": {"index": "b", "prompt": "body"}}
+    config = StudyConfig.from_dict(values(data=data, pretrain={"encoder": "resnet18", "image_size": 64, "channels": 1}))
+    found = task_config(Cell("a", "scratch", 0, ("classify",)), config, tmp_path, tmp_path / "run", "classify", "cpu", None)
+    read = read_settings(config.pretrain_config("a", images="images", out="out", regions="regions", **arm("region").settings))
+    assert (found.intensity, found.aspect) == (read.intensity, read.aspect) == ("minmax", "crop")
 
 
 def test_nesting_without_end_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         more["run"] = str(run)
     else:
         plain = config.pretrain_config(cell.data, images="images", out="out")
-        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size, "channels": plain.channels, "intensity": plain.intensity,
-                 "aspect": data.read.get("aspect", "pad"), "init": "scratch" if kind.init == "scratch" else weights}
+        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size, "channels": plain.channels,
+                 "intensity": data.read.get("intensity", plain.intensity), "aspect": data.read.get("aspect", "pad"), "init": "scratch" if kind.init == "scratch" else weights}
     settings = config.finetune_config(task, **more)
     if kind.longer and not settings.linear_probe:
         # As many images as pre-training has seen, on top; patience grows alike, so that early stopping does not undo it.

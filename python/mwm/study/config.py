@@ -127,7 +127,10 @@ class StudyConfig:
         Plan.from_dict(self.analysis)
         for block in self.blocks:
             self.source_of(block.data)
+            others = sorted(set(self.data[block.data].read) - {"aspect", "intensity"})
             for name in block.arms:
+                _need(arm(name).pretrain or not others, f"data.{block.data}.read", f"of aspect and intensity alone where {name}, which has no pre-training, is an arm",
+                      ", ".join(others))
                 if arm(name).pretrain:
                     self.pretrain_config(block.data, images="images", out="out", regions="regions", **arm(name).settings,
                                          **({"foreground": "foreground"} if arm(name).foreground else {}))
