@@ -86,7 +86,8 @@ def main() -> None:
         both = list(itertools.product(maps, faithful))
         mean = sum(correlation(a, b) for a, b in both) / len(both)
         print(f"{name}: correlation with faithful {mean:.4f} ({mean / between:.3f} of that of two faithful runs), top patches "
-              f"{sum(overlap(a, b, tower.grid) for a, b in both) / len(both):.3f}, Dice {sum(dice(a, masks) for a in maps) / len(maps):.4f}, {spent:.2f} s of CPU time per image", flush=True)
+              f"{sum(overlap(a, b, tower.grid) for a, b in both) / len(both):.3f}, Dice {sum(dice(a, masks) for a in maps) / len(maps):.4f}, "
+              f"{spent:.2f} s of CPU time per image", flush=True)
 
 
 if __name__ == "__main__":

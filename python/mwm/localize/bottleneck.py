@@ -61,7 +61,7 @@ class BottleneckLocalizer:
         precision: "fp32", or "bf16" for the blocks that are run repeatedly.
         copies: Noisy copies per step, or one number for each step but the last; instead of the setting's.
         steps: Steps, of which the last only reads the result; with a single number of `copies`.
-        in_flight: Copies that go through the network at once, over all images; None for 16 on the CPU, 256 elsewhere.
+        in_flight: Copies that go through the network at once, over all images; None for 10 on the CPU (2000 rows, see bench/NOTES.md), 256 elsewhere.
         offline: Use only what is on disk.
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
@@ -90,7 +90,7 @@ class BottleneckLocalizer:
         self.tower = load_tower(known.hub if known else checkpoint, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code,
                                 revision=known.revision if known else None)
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
-        self.in_flight = in_flight or (16 if self.tower.device.type == "cpu" else 256)
+        self.in_flight = in_flight or (10 if self.tower.device.type == "cpu" else 256)
         self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision], prepared=True)
         self._clean = self._suffix if precision == "fp32" else self.tower.suffix(self.layer)
         self.similarity: Tensor | None = None
