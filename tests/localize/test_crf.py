@@ -40,7 +40,8 @@ def brute_force(heat: np.ndarray, image: np.ndarray, settings: CrfSettings) -> n
     return q[1].reshape(heat.shape)
 
 
-@pytest.mark.parametrize("settings", [CrfSettings(steps=5, wide=60 / 224, grey=0.05), CrfSettings(steps=1, wide=60 / 224, grey=0.05), CrfSettings(near=0.1, near_weight=0.5, wide=0.5, grey=0.2, wide_weight=1.0, steps=3)])
+@pytest.mark.parametrize("settings", [CrfSettings(steps=5, wide=60 / 224, grey=0.05), CrfSettings(steps=1, wide=60 / 224, grey=0.05),
+                                      CrfSettings(near=0.1, near_weight=0.5, wide=0.5, grey=0.2, wide_weight=1.0, steps=3)])
 def test_field_is_that_of_all_pairs_of_pixels(settings: CrfSettings) -> None:
     heat, image = scene()
     ours, theirs = dense_crf(heat, image, settings), brute_force(heat, image, settings)
