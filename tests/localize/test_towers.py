@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from tests.localize.clip_folders import DEPTH, KINDS, SIZE, make
 
 import mwm
-from mwm.localize.towers import Tower, load_tower
+from mwm.localize.tower import Tower
+from mwm.localize.towers import load_tower
 
 PROMPT = "both lungs"
 needs_open_clip = pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed")

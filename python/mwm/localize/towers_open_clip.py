@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mwm.localize.checkpoints import first_line
-from mwm.localize.towers import OPEN_CLIP_CONFIG, Tower
+from mwm.localize.tower import OPEN_CLIP_CONFIG, Tower
 from mwm.localize.vit_block import Block, Linear, Norm
 
 SAFE, TENSORS_ONLY = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"

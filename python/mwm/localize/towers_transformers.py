@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mwm.localize.checkpoints import first_line, image_settings, quiet_transformers
-from mwm.localize.towers import Tower
+from mwm.localize.tower import Tower
 from mwm.localize.vit_block import Block, Linear, Norm
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
