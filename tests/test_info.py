@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mwm.cli import main
+from mwm.localize import list_localizers
+from mwm.masking import list_policies
 from mwm.ops import backend, native
 
 
@@ -33,7 +35,8 @@ def test_info_names_every_op_and_gives_a_reason_for_every_gap(text: str) -> None
 
 
 def test_info_lists_localizers_and_policies(text: str) -> None:
-    assert "clipseg, edges, maps, threshold, tiny" in text and "region, uniform" in text
+    assert "bottleneck" in list_localizers() and "foreground" in list_policies()
+    assert ", ".join(list_localizers()) in text and ", ".join(list_policies()) in text
 
 
 def test_info_takes_no_further_words(capsys: pytest.CaptureFixture[str]) -> None:
