@@ -104,6 +104,14 @@ def test_prediction_of_the_stored_model_equals_that_of_the_training_run(learnt: 
     assert len(list((out / "overlays").rglob("*.png"))) == len(content["images"])
 
 
+def test_images_of_one_stem_keep_a_picture_each(learnt: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.fromarray(np.full((50, 80), 90, np.uint8)).save(tmp_path / "images" / name)
+    out = predict_objects(learnt, tmp_path / "images", tmp_path / "found", overlays=True, device="cpu", progress=False)
+    assert sorted(path.name for path in (out / "overlays").iterdir()) == ["a.jpg.png", "a.png.png", "b.png"]
+
+
 def test_prediction_names_what_cannot_be_read_and_refuses_other_tasks(learnt: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.fromarray(np.full((50, 80), 90, np.uint8)).save(tmp_path / "images" / "a.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,10 +124,10 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
         raise TransferError(f"predict: least_score must be in [0, 1], got {least_score!r}.")
     open_results(out, overwrite=overwrite)
     finder = ObjectFinder(results, device)
-    records = list(read_list(images, split=split, settings=finder.settings)) if isinstance(images, str | Path) else list(images)
+    records = list(read_list(images, split=split, settings=finder.settings))
     if any(Path(record.name).is_absolute() or ".." in Path(record.name).parts for record in records):
         raise DataError("predict: names of images must be relative paths inside their folder, got others. Pass a folder or a list.")
-    skipped = SkippedFiles()
+    skipped, stems = SkippedFiles(), Counter(stem_of(record.name) for record in records)
     content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [{"id": k, "name": name} for k, name in enumerate(finder.classes, 1)], "annotations": []}
     with new_results(out) as folder:
         bar = tqdm(total=len(records), desc="objects", unit="image", leave=False, disable=not progress)
@@ -139,7 +140,9 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
                 content["annotations"].append(row | {"id": len(content["annotations"]) + 1, "image_id": number, "area": area, "iscrowd": 0})
             if overlays:
                 image = read_image(scene.case.record, replace(finder.settings, size=None)).numpy()
-                name = scene.case.record.name.replace("#", "_") if scene.case.record.frame else stem_of(scene.case.record.name)
+                whole, name = scene.case.record.name, stem_of(scene.case.record.name)
+                if scene.case.record.frame or stems[name] > 1:  # a.png beside a.jpg
+                    name = whole.replace("#", "_")
                 view.save(draw(image, rows, PREDICTED_RGB, edge=max(height, width, 288)), folder / "overlays" / f"{name}.png")
             bar.update()
         bar.close()
