@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import fcntl
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -129,7 +128,7 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
     source = config.source_of(cell.data)
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "done", "error": None, "says": kind.says, "regions": kind.label(source),
              "uses_labels": kind.uses_labels(source), "supervised_region_source": kind.supervised(source), "wall_seconds": seconds,
-             "config_hash": hashed, "device": device_name(device), "commit": commit(), **_measured(run, config)}
+             "config_hash": hashed, "device": device_name(device), "commit": commit(), **_measured(run)}
     write_text(folder / "cell.json", json.dumps(facts, indent=1) + "\n")
     _tidy(folder, run, config.keep)
     return facts
@@ -163,7 +162,7 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
     settings = config.finetune_config(task, **more)
     if kind.longer and not settings.linear_probe:
         # As many images as pre-training has seen, on top; patience grows alike, so that early stopping does not undo it.
-        extra = math.ceil(config.pretrain_config(cell.data, images="images", out="out").epochs)
+        extra = config.pretrain_config(cell.data, images="images", out="out").epochs
         settings = dataclasses.replace(settings, epochs=settings.epochs + extra, patience=settings.patience * (settings.epochs + extra) // settings.epochs)
     return settings
 
@@ -176,7 +175,7 @@ def _exported(run: Path) -> bool:
         return False
 
 
-def _measured(run: Path, config: StudyConfig) -> dict[str, Any]:
+def _measured(run: Path) -> dict[str, Any]:
     """Realised hidden share, milliseconds per step, and the pre-training's own account of its time."""
     try:
         with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:

@@ -38,18 +38,16 @@ def rehearse(config: StudyConfig, cells: Sequence[Cell], out: Path, scratch: Pat
         weights: file of ImageNet weights.
 
     Returns:
-        A table and the total, as text.
+        The total, as text; a line per kind of cell is printed as it is timed.
     """
     torch.set_num_threads(threads)
     times: dict[tuple[str, str], float] = {}
-    lines = []
     for cell in cells:
         key = cell.data, cell.arm
         if key not in times:
             parts = _one(config, cell, out, scratch / f"{cell.data}-{cell.arm}", device, weights)
             times[key] = sum(parts.values())
-            lines.append(f"{cell.data:14} {cell.arm:14} {times[key]:8.0f} s   " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items()))
-            print(lines[-1], flush=True)
+            print(f"{cell.data:14} {cell.arm:14} {times[key]:8.0f} s   " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items()), flush=True)
     total = sum(times[cell.data, cell.arm] for cell in cells)
     return (f"{len(cells)} cells: {_clock(total)} in one process after the other; with {workers} at a time between {_clock(total / workers)} and {_clock(total)}. "
             "Early stopping may shorten fine-tuning.")

@@ -31,6 +31,7 @@ class Job:
         cell: the cell, or None for regions that several cells wait for.
         regions: (data set, arm, fold) of the regions to make, or None.
         after: names of jobs that must have ended.
+        tries: how often it has ended.
     """
 
     name: str
@@ -91,7 +92,7 @@ def run_jobs(jobs: Sequence[Job], config: StudyConfig, out: Path, *, device: str
     try:
         while waiting or busy:
             over = until is not None and time.monotonic() >= until
-            while not over and len(busy) < count and (job := _next(waiting, outcome, {b[0].name for b in busy.values()})) is not None:
+            while not over and len(busy) < count and (job := _next(waiting, {b[0].name for b in busy.values()})) is not None:
                 worker = idle.pop() if idle else _Worker(context, config, out, device, threads, weights)
                 worker.pipe.send(job)
                 busy[worker] = (job, time.monotonic())
@@ -119,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], config: StudyConfig, out: Path, *, device: str
             worker.stop(at_once=worker in busy)
 
 
-def _next(waiting: list[Job], outcome: Outcome, running: set[str]) -> Job | None:
+def _next(waiting: list[Job], running: set[str]) -> Job | None:
     """Take the first job that waits for nothing; one whose regions failed fails with them when it runs."""
     open_names = {job.name for job in waiting} | running
     for place, job in enumerate(waiting):
