@@ -10,7 +10,7 @@
 # CONFIG: the study (default studies/main.yaml). DATA: folder of the data sets. STUDY: where it runs (default: a new temporary folder).
 # EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
 # MPS: 0 leaves out NVIDIA's multi-process service, a daemon of this script's own that ends with it. Without it processes take turns on the GPU, and
-# since each of them spends its turn launching, twelve of them were about as fast as one (bench/NOTES.md).
+# each of them spends its turn launching; that twelve cells at a time gained little by it is a guess (bench/NOTES.md), and MPS here is untried.
 # ONLY: cells whose name contains this. SITE: where mwm is installed; left out: the interpreter has it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
