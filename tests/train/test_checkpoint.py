@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         checkpoint.write_atomic(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_ctrl_c_within_a_save_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """torch's archive writer closes itself on the way out and then raises a RuntimeError of its own over the interrupt."""
+    path, calls = tmp_path / checkpoint.NAME, itertools.count(1)
+    checkpoint.save(path, {"format": checkpoint.FORMAT, "step": 7})
+    write = checkpoint._Checked.write
+
+    def interrupted(self: checkpoint._Checked, data: bytes) -> int:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint._Checked, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"format": checkpoint.FORMAT, "step": 8, "weight": torch.zeros(100_000), "bias": torch.ones(10)})
+    assert next(calls) > call, "the interrupt never came"
+    assert checkpoint.load(path)["step"] == 7
+    assert os.listdir(tmp_path) == [checkpoint.NAME]

@@ -41,10 +41,12 @@ class _Checked:
 
 @contextlib.contextmanager
 def _writing(what: str) -> Iterator[None]:
-    """Turns a refused write into one sentence."""
+    """Turns a refused write into one sentence, and an interrupt that torch's archive writer covered with its own error back into itself."""
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         cause = error if isinstance(error, OSError) else error.__context__
         number = getattr(cause, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
