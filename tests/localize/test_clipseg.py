@@ -181,7 +181,7 @@ def test_hub_name_that_cannot_be_fetched_ends_in_one_sentence(monkeypatch: pytes
 def test_unknown_names_and_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"clipseg, detector, .*tiny, got 'sam'"):
         mwm.create_localizer("sam")
-    with pytest.raises(TypeError, match="settings of clipseg must be among batch_size, offline, got sigma"):
+    with pytest.raises(TypeError, match="settings of clipseg must be among batch_size, offline, revision, got sigma"):
         mwm.create_localizer("clipseg", checkpoint="a/b", sigma=1)
 
 

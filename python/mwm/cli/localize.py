@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", default=argparse.SUPPRESS, help="images per call of the localizer (default: 8)")
     parser.add_argument("--workers", type=int, metavar="N", default=argparse.SUPPRESS, help="threads that read images ahead (default: 2)")
     parser.add_argument("--sam", metavar="NAME", default=argparse.SUPPRESS, help="redraw the parts of each region with this SAM: a preset (--list), a local folder, or a hub name")
+    parser.add_argument("--sam-revision", metavar="COMMIT", default=argparse.SUPPRESS, help="commit, branch or tag of the SAM's hub name")
     parser.add_argument("--sam-boxes", choices=("component", "joint"), default=argparse.SUPPRESS, help="a box per part, or one around all (default: component)")
     parser.add_argument("--vocabulary", action="store_true", default=argparse.SUPPRESS, help="print the words that the localizer tiny knows")
     parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print the localizers")

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     records = list(read_list(options.images, split=given.get("split"), settings=read))
 
     def make(settings: dict) -> object:
-        return open_localizer({name: given.get(name) for name in ("localizer", "checkpoint", "device", "negatives")} | {"settings": fixed | settings}, read)[0]
+        return open_localizer({name: given.get(name) for name in ("localizer", "checkpoint", "revision", "device", "negatives")} | {"settings": fixed | settings}, read)[0]
 
     def prompts(level: str | None) -> list[str]:
         if name is None:

@@ -135,7 +135,7 @@ def _localized(given: dict[str, Any], out: Path) -> str:
     """Regions of all images from the prompt, in OUT/regions; looking is what a preview is for, so a failed check is told, no obstacle."""
     from mwm.localize import run_localize
 
-    shared = {name: given[name] for name in ("images", "prompt", "split", "strict", "localizer", "checkpoint", "device", "settings") if name in given}
+    shared = {name: given[name] for name in ("images", "prompt", "split", "strict", "localizer", "checkpoint", "revision", "device", "settings") if name in given}
     run_localize(out=str(out / "regions"), read=reading(given), force=True, **shared, **refining(given))
     return str(out / "regions")
 

@@ -25,6 +25,8 @@ def add_localizer(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--localizer", metavar="NAME", default=argparse.SUPPRESS,
                        help="tiny (shipped; a listed vocabulary), bottleneck or clipseg (any prompt; need --checkpoint), maps (masks you have), … `--list` (default: tiny)")
     group.add_argument("--checkpoint", metavar="NAME", default=argparse.SUPPRESS, help="weights: a preset of `--list`, a hub name (both are fetched), or a local folder")
+    group.add_argument("--revision", metavar="COMMIT", default=argparse.SUPPRESS,
+                       help="commit, branch or tag of the checkpoint's hub name (default: the one that a preset pins, else the newest)")
     group.add_argument("--setting", dest="settings", metavar="NAME=VALUE", action="append", default=argparse.SUPPRESS,
                        help="a setting of the localizer, for example setting=fast, layer=7, beta=0.5 or min_similarity=0.2 of bottleneck; may be given several times")
     group.add_argument("--device", metavar="NAME", default=argparse.SUPPRESS, help="cpu | cuda | cuda:N; default: the first GPU, else the CPU")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mwm.localize.capacity import COSINE_EPS, Schedule, capacity, optimise
-from mwm.localize.presets import preset
+from mwm.localize.presets import pinned
 from mwm.localize.protocol import UnsupportedImage, check_images
 from mwm.localize.towers import load_tower
 
@@ -62,6 +62,7 @@ class BottleneckLocalizer:
         copies: Noisy copies per step, or one number for each step but the last; instead of the setting's.
         steps: Steps, of which the last only reads the result; with a single number of `copies`.
         in_flight: Copies that go through the network at once, over all images; None for 10 on the CPU (2000 rows, see bench/NOTES.md), 256 elsewhere.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk.
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
@@ -78,8 +79,8 @@ class BottleneckLocalizer:
 
     def __init__(self, checkpoint: str | Path, device: Any = None, *, setting: str = "faithful", layer: int | None = None, beta: float | None = None, sigma: float = 1.0,
                  seed: int = 0, min_similarity: float | None = None, precision: str = "fp32", copies: int | Sequence[int] | None = None, steps: int | None = None,
-                 in_flight: int | None = None, offline: bool = False, trust_remote_code: bool = False) -> None:
-        known = preset(checkpoint, self.name)
+                 in_flight: int | None = None, revision: str | None = None, offline: bool = False, trust_remote_code: bool = False) -> None:
+        source, revision, known = pinned(checkpoint, self.name, revision)
         self.seed, self.min_similarity, self.precision, self.setting = seed, min_similarity, precision, setting
         chosen = known.beta if beta is None and known else beta
         self.schedule = _schedule(setting, copies, steps, 0.1 if chosen is None else chosen, sigma)
@@ -87,8 +88,7 @@ class BottleneckLocalizer:
             raise ValueError(f"bottleneck: precision must be fp32 or bf16, got {precision!r}.")
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"bottleneck: in_flight must be at least 1, got {in_flight}.")
-        self.tower = load_tower(known.hub if known else checkpoint, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code,
-                                revision=known.revision if known else None)
+        self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
         self.in_flight = in_flight or (10 if self.tower.device.type == "cpu" else 256)
         self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision], prepared=True)

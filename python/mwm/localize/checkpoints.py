@@ -90,6 +90,19 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def commit_of(source: str, revision: str | None = None) -> str:
+    """The commit of a hub model that was just read, from where its configuration lies in the hub's cache; the revision itself where it lies elsewhere.
+
+    Args:
+        source: Hub name.
+        revision: Commit, branch or tag that it was read at; None for the newest.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision or "main"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop."""
     text = str(error).strip().splitlines()

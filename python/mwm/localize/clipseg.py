@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mwm.localize.checkpoints import (
+    commit_of,
     content_hash,
     first_line,
     hub_answers,
@@ -17,7 +18,7 @@ from mwm.localize.checkpoints import (
     local_folder,
     quiet_transformers,
 )
-from mwm.localize.presets import preset
+from mwm.localize.presets import pinned
 from mwm.localize.protocol import check_images, default_device
 
 
@@ -32,6 +33,7 @@ class ClipsegLocalizer:
         checkpoint: The preset "clipseg-rd64", a hub name such as "CIDAS/clipseg-rd64-refined", or a folder that `save_pretrained` wrote. A hub name
             is fetched where it is not in the local cache.
         device: Where the model runs.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk; a hub name is then looked up in the local cache.
         batch_size: Images that go through the model at once.
 
@@ -42,19 +44,18 @@ class ClipsegLocalizer:
     name = "clipseg"
     checkpoint_hint = "Give a hub name, for example CIDAS/clipseg-rd64-refined, or a local folder."
 
-    def __init__(self, checkpoint: str | Path, device: Any = None, *, offline: bool = False, batch_size: int = 8) -> None:
+    def __init__(self, checkpoint: str | Path, device: Any = None, *, revision: str | None = None, offline: bool = False, batch_size: int = 8) -> None:
         self.checkpoint = str(checkpoint)
         self.batch_size = batch_size
         self.device = default_device(device)
-        known = preset(checkpoint, "clipseg")
-        source, revision = (known.hub, known.revision) if known else (self.checkpoint, None)
+        source, revision, _ = pinned(checkpoint, "clipseg", revision)
         folder = local_folder(source, "clipseg", "CIDAS/clipseg-rd64-refined")
         processor, model = _load(folder or source, revision=revision, local_only=offline or folder is not None or not hub_answers())
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.input_size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
-        self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{self.model.config._commit_hash}"
+        self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{commit_of(source, revision)}"
         self._tokens: dict[str, tuple[list[int], list[int]]] = {}
 
     @torch.no_grad()
@@ -126,7 +127,7 @@ def _read(source: str | Path, options: dict[str, Any]) -> tuple[Any, Any, dict[s
             model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
         except OSError:
             # Asking first for safetensors keeps transformers from requesting a conversion online; .bin files load with weights_only.
-            model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=False, output_loading_info=True, **options)
+            model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=False, weights_only=True, output_loading_info=True, **options)
     except OSError as error:
         if Path(source).is_dir():
             raise ValueError(f"clipseg: checkpoint must hold config.json, a processor, a tokenizer and weights, got {str(source)!r} without some of them "

@@ -28,6 +28,7 @@ def run_localize(
     *,
     localizer: str = "tiny",
     checkpoint: str | Path | None = None,
+    revision: str | None = None,
     device: Any = None,
     prompt_set: str | None = None,
     negatives: Sequence[str] = (),
@@ -39,6 +40,7 @@ def run_localize(
     batch_size: int = 8,
     workers: int = 2,
     sam: str | Path | None = None,
+    sam_revision: str | None = None,
     sam_boxes: str = "component",
     strict: bool = False,
     progress: bool = True,
@@ -54,6 +56,7 @@ def run_localize(
         out: Folder of the regions.
         localizer: Name; `list` prints them.
         checkpoint: Hub name or folder of a model, or for "maps" the folder of masks.
+        revision: Commit, branch or tag of the checkpoint's hub name; a preset's own where left out, else the newest.
         device: Where the model runs.
         prompt_set: NAME[:LEVEL] of a prompt set, instead of a prompt: the mean of the maps of its sentences; the set's number of parts
             (two lungs) counts where `components` is left out.
@@ -66,6 +69,7 @@ def run_localize(
         batch_size: Images of one size that are localized together.
         workers: Threads that read images ahead.
         sam: Checkpoint of a SAM that redraws the parts of each region: a preset, a hub name, or a folder.
+        sam_revision: Commit, branch or tag of the SAM's hub name.
         sam_boxes: "component" (a box per part) or "joint" (one box around all).
         strict: Stop at the first file that cannot be read.
         progress: Show a progress bar.
@@ -91,14 +95,14 @@ def run_localize(
     if images is None:
         raise ValueError("localize: images must be a folder, glob, text list or index CSV, got none. For example: mwm localize SCANS --prompt 'both lungs'.")
     given = {name: value for name, value in refinement.items() if value is not None}
-    found, chosen = open_localizer({"localizer": localizer, "checkpoint": checkpoint, "device": device, "prompt": prompt, "prompt_set": prompt_set,
-                                    "negatives": negatives, "settings": settings}, read)
+    found, chosen = open_localizer({"localizer": localizer, "checkpoint": checkpoint, "revision": revision, "device": device, "prompt": prompt,
+                                    "prompt_set": prompt_set, "negatives": negatives, "settings": settings}, read)
     if chosen is not None and chosen.components is not None:
         given.setdefault("components", chosen.components)
     told = first_check(found, images, prompt, out, read=read, split=split, root=root, absent=chosen.absent if chosen else None, force=force, progress=progress)
     report = localize_folder(
         images, prompt_set or prompt, found, out, RefineSettings(**given) if given else None,
-        read=read, split=split, root=root, batch_size=batch_size, workers=workers, sam=_sam(sam, sam_boxes, device), strict=strict, progress=progress,
+        read=read, split=split, root=root, batch_size=batch_size, workers=workers, sam=_sam(sam, sam_revision, sam_boxes, device), strict=strict, progress=progress,
     )
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(filter(None, (str(report), str(report.regions)))))
@@ -107,19 +111,21 @@ def run_localize(
     return report
 
 
-def _sam(checkpoint: str | Path | None, boxes: str, device: Any) -> Any:
+def _sam(checkpoint: str | Path | None, revision: str | None, boxes: str, device: Any) -> Any:
     if checkpoint is None:
+        if revision is not None:
+            raise ValueError(f"localize: --sam-revision must go with --sam, got {revision!r} alone. Name the SAM, or leave it out.")
         return None
     from mwm.localize.sam import SamRefiner
 
-    return SamRefiner(checkpoint, device=device, boxes=boxes)
+    return SamRefiner(checkpoint, device=device, revision=revision, boxes=boxes)
 
 
 def open_localizer(given: Mapping[str, Any], read: Any = None) -> tuple[Localizer, PromptSet | None]:
     """The localizer that flags describe, with its prompts.
 
     Args:
-        given: Of which `localizer`, `checkpoint`, `device`, `settings`, `prompt`, `prompt_set` and `negatives` are used.
+        given: Of which `localizer`, `checkpoint`, `revision`, `device`, `settings`, `prompt`, `prompt_set` and `negatives` are used.
         read: `mwm.data.ReadSettings`, for masks of volumes, which are sliced like the images.
 
     Returns:
@@ -131,6 +137,10 @@ def open_localizer(given: Mapping[str, Any], read: Any = None) -> tuple[Localize
     """
     name = given.get("localizer") or "tiny"
     own = localizer_settings(given.get("settings")) | ({"read": read} if name == "maps" else {})
+    if given.get("revision") is not None:
+        if given.get("checkpoint") is None:
+            raise ValueError(f"localize: --revision must go with --checkpoint, got {given['revision']!r} alone. Name the checkpoint, or leave it out.")
+        own["revision"] = given["revision"]
     chosen, sentences = resolve_prompts(given["prompt_set"]) if given.get("prompt_set") else (None, [])
     if chosen is not None and given.get("prompt"):
         raise ValueError("localize: one of prompt and prompt_set must be given, got both. Leave one out.")

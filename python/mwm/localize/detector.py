@@ -40,6 +40,7 @@ class DetectorLocalizer:
         checkpoint: Hub name such as "IDEA-Research/grounding-dino-tiny" or "google/owlv2-base-patch16-ensemble", or a folder that `save_pretrained` wrote;
             weights as safetensors. A hub name is fetched where it is not in the local cache.
         device: Where the model runs.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk.
         box_threshold: Least score of a box, in [0, 1]; None for 0.25 (Grounding DINO) or 0.1 (OWLv2, OWL-ViT).
         text_threshold: Grounding DINO: a box counts only where a word of the prompt scores more than this, in [0, 1].
@@ -56,8 +57,8 @@ class DetectorLocalizer:
     checkpoint_hint = "Give a hub name, for example IDEA-Research/grounding-dino-tiny or google/owlv2-base-patch16-ensemble, or a local folder."
 
     def __init__(
-        self, checkpoint: str | Path, device: Any = None, *, offline: bool = False, box_threshold: float | None = None, text_threshold: float = 0.25,
-        soft_edge: float = 0.1, relative: bool = True, max_area: float = 0.95, batch_size: int = 4,
+        self, checkpoint: str | Path, device: Any = None, *, revision: str | None = None, offline: bool = False, box_threshold: float | None = None,
+        text_threshold: float = 0.25, soft_edge: float = 0.1, relative: bool = True, max_area: float = 0.95, batch_size: int = 4,
     ) -> None:
         for argument, value in {"box_threshold": box_threshold or 0.0, "text_threshold": text_threshold, "soft_edge": soft_edge, "max_area": max_area}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -65,7 +66,7 @@ class DetectorLocalizer:
         if batch_size < 1:
             raise ValueError(f"detector: batch_size must be at least 1, got {batch_size}.")
         self.device = default_device(device)
-        found = read_pretrained(checkpoint, self.name, _KINDS, "IDEA-Research/grounding-dino-tiny", offline=offline)
+        found = read_pretrained(checkpoint, self.name, _KINDS, "IDEA-Research/grounding-dino-tiny", revision=revision, offline=offline)
         self.kind, self.processor = found.kind, found.processor
         self.model = found.model.to(self.device)
         self.grounding = found.kind.endswith("grounding-dino")

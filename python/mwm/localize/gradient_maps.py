@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mwm.localize.bottleneck import to_maps, which_layer
 from mwm.localize.capacity import COSINE_EPS
-from mwm.localize.presets import preset
+from mwm.localize.presets import pinned
 from mwm.localize.protocol import check_images
 from mwm.localize.towers import load_tower
 
@@ -27,6 +27,7 @@ class GradcamLocalizer:
         device: Where it runs.
         layer: Block whose output is weighted, 0-based; None for the last but one, the last that still mixes patches into the embedding.
         batch_size: Images that go through the model at once.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk.
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
@@ -40,13 +41,12 @@ class GradcamLocalizer:
     name = "gradcam"
     checkpoint_hint = "Give a preset such as biomedclip (mwm localize --list), a hub name, or a local folder."
 
-    def __init__(self, checkpoint: str | Path, device: Any = None, *, layer: int | None = None, batch_size: int = 8, offline: bool = False,
-                 trust_remote_code: bool = False) -> None:
-        known = preset(checkpoint, self.name)
+    def __init__(self, checkpoint: str | Path, device: Any = None, *, layer: int | None = None, batch_size: int = 8, revision: str | None = None,
+                 offline: bool = False, trust_remote_code: bool = False) -> None:
+        source, revision, _ = pinned(checkpoint, self.name, revision)
         if batch_size < 1:
             raise ValueError(f"{self.name}: batch_size must be at least 1, got {batch_size}.")
-        self.tower = load_tower(known.hub if known else checkpoint, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code,
-                                revision=known.revision if known else None)
+        self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
         self.layer, self.batch_size = which_layer(layer, self.tower.depth - 2, self.tower.depth, self.name), batch_size
         self._suffix = self.tower.suffix(self.layer)
         self.fingerprint = f"{self.name} 1 {self.tower.fingerprint} {self.layer}"
@@ -99,6 +99,7 @@ class GscorecamLocalizer(GradcamLocalizer):
         channels: Channels that are scored; None for a tenth of them, which is the share of the paper (300 of 3072).
         layer: As for `gradcam`.
         batch_size: Images, and masked images, that go through the model at once.
+        revision: As for `gradcam`.
         offline: As for `gradcam`.
         trust_remote_code: As for `gradcam`.
 
@@ -108,9 +109,9 @@ class GscorecamLocalizer(GradcamLocalizer):
 
     name = "gscorecam"
 
-    def __init__(self, checkpoint: str | Path, device: Any = None, *, channels: int | None = None, layer: int | None = None, batch_size: int = 8, offline: bool = False,
-                 trust_remote_code: bool = False) -> None:
-        super().__init__(checkpoint, device, layer=layer, batch_size=batch_size, offline=offline, trust_remote_code=trust_remote_code)
+    def __init__(self, checkpoint: str | Path, device: Any = None, *, channels: int | None = None, layer: int | None = None, batch_size: int = 8,
+                 revision: str | None = None, offline: bool = False, trust_remote_code: bool = False) -> None:
+        super().__init__(checkpoint, device, layer=layer, batch_size=batch_size, revision=revision, offline=offline, trust_remote_code=trust_remote_code)
         width = len(self.tower.blocks[0].norm1[0])
         self.channels = max(1, width // 10) if channels is None else channels
         if isinstance(self.channels, bool) or not isinstance(self.channels, int) or not 1 <= self.channels <= width:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwm.localize.checkpoints import content_hash, first_line, hub_answers, local_folder, quiet_transformers
-from mwm.localize.presets import preset
+from mwm.localize.checkpoints import commit_of, content_hash, first_line, hub_answers, local_folder, quiet_transformers
+from mwm.localize.presets import pinned
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,25 @@ class Pretrained:
 
 
 def read_pretrained(
-    checkpoint: str | Path, name: str, kinds: dict[str, tuple[str, str]], example: str, *, offline: bool = False, ignored: tuple[str, ...] = ()
+    checkpoint: str | Path, name: str, kinds: dict[str, tuple[str, str]], example: str, *, revision: str | None = None, offline: bool = False, ignored: tuple[str, ...] = ()
 ) -> Pretrained:
     """Read a checkpoint whose `model_type` is one of those given.
+
+    Weights are read from safetensors; of a preset whose commit holds none also from its .bin file, as bare tensors.
 
     Args:
         checkpoint: A preset, a folder that `save_pretrained` wrote, or a hub name; only presets and hub names are ever fetched.
         name: Who asks: a localizer of the presets; also for messages.
         kinds: `model_type` → names of the model's and the processor's class in transformers.
         example: A hub name, for messages.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Look a hub name up on disk only.
         ignored: Beginnings of names of weights that may be missing.
 
     Raises:
         ValueError: it is no such model, is not there, lacks weights, or transformers is too old for it; one sentence.
     """
-    known = preset(checkpoint, name)
-    if known is not None:
-        checkpoint = known.hub
+    checkpoint, revision, known = pinned(checkpoint, name, revision)
     folder = local_folder(str(checkpoint), name, example)
     source: str | Path = folder or str(checkpoint)
     local_only = offline or folder is not None or not hub_answers()
@@ -53,7 +54,8 @@ def read_pretrained(
         import transformers  # noqa: F401  before quiet_transformers does, which has no sentence for its absence
 
         with quiet_transformers(bars=not local_only):
-            model, processor, kind, report = _read(source, name, kinds, example, {"local_files_only": local_only, "revision": known.revision if known else None})
+            model, processor, kind, report = _read(source, name, kinds, example, {"local_files_only": local_only, "revision": revision},
+                                                    bare_tensors=known is not None and known.bare_tensors)
     except OSError as error:
         if folder is not None:
             raise ValueError(f"{name}: checkpoint must hold config.json, a processor and weights as safetensors, got {str(checkpoint)!r} without some of them "
@@ -71,7 +73,7 @@ def read_pretrained(
     if missing or wrong:
         said = f"without {len(missing)} of them (first: {missing[0]})" if missing else f"with {len(wrong)} of other shapes (first: {wrong[0][:80]})"
         raise ValueError(f"{name}: checkpoint must hold all weights of {kinds[kind][0]}, got {str(checkpoint)!r} {said}. Give the checkpoint of a whole model.")
-    mark = content_hash(folder) if folder else f"{checkpoint}@{getattr(model.config, '_commit_hash', None)}"
+    mark = content_hash(folder) if folder else f"{checkpoint}@{commit_of(checkpoint, revision)}"
     return Pretrained(model.eval().requires_grad_(False), processor, kind, mark)
 
 
@@ -79,7 +81,8 @@ class _Refused(ValueError):
     """A sentence of ours, not to be wrapped in another."""
 
 
-def _read(source: str | Path, name: str, kinds: dict[str, tuple[str, str]], example: str, options: dict[str, Any]) -> tuple[Any, Any, str, dict[str, Any]]:
+def _read(source: str | Path, name: str, kinds: dict[str, tuple[str, str]], example: str, options: dict[str, Any], *,
+          bare_tensors: bool = False) -> tuple[Any, Any, str, dict[str, Any]]:
     import transformers
 
     found, _ = transformers.PretrainedConfig.get_config_dict(source, **options)
@@ -92,5 +95,10 @@ def _read(source: str | Path, name: str, kinds: dict[str, tuple[str, str]], exam
                        "Install a newer transformers.")
     model_class, processor_class = (getattr(transformers, wanted) for wanted in kinds[kind])
     processor = processor_class.from_pretrained(source, **options)
-    model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+    try:
+        model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+    except OSError:
+        if not bare_tensors:
+            raise
+        model, report = model_class.from_pretrained(source, use_safetensors=False, weights_only=True, output_loading_info=True, **options)
     return model, processor, kind, report

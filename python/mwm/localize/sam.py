@@ -39,8 +39,10 @@ class SamRefiner:
     A region without a pixel stays empty: it is never turned into a box of the whole image.
 
     Args:
-        checkpoint: Preset, hub name such as "facebook/sam-vit-base", or a folder that `save_pretrained` wrote; SAM, SAM 2 and MedSAM; weights as safetensors.
+        checkpoint: Preset, hub name such as "facebook/sam-vit-base", or a folder that `save_pretrained` wrote; SAM, SAM 2 and MedSAM; weights as safetensors, of the
+            preset "medsam" as bare tensors.
         device: Where the model runs.
+        revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk.
         boxes: "component": a box for each connected component; "joint": one box around all.
         margin: Each side of a box is moved out by this share of its width or height, in [0, 1].
@@ -56,8 +58,8 @@ class SamRefiner:
     name = "sam"
 
     def __init__(
-        self, checkpoint: str | Path, device: Any = None, *, offline: bool = False, boxes: str = "component", margin: float = 0.0, min_agreement: float = 0.1,
-        max_area: float = 0.95, most: int = 16, batch_size: int = 2,
+        self, checkpoint: str | Path, device: Any = None, *, revision: str | None = None, offline: bool = False, boxes: str = "component", margin: float = 0.0,
+        min_agreement: float = 0.1, max_area: float = 0.95, most: int = 16, batch_size: int = 2,
     ) -> None:
         if boxes not in ("component", "joint"):
             raise ValueError(f"sam: boxes must be component or joint, got {boxes!r}.")
@@ -67,7 +69,7 @@ class SamRefiner:
         if most < 1 or batch_size < 1:
             raise ValueError(f"sam: most and batch_size must be at least 1, got {most} and {batch_size}.")
         self.device = default_device(device)
-        found = read_pretrained(checkpoint, self.name, _KINDS, "facebook/sam-vit-base", offline=offline)
+        found = read_pretrained(checkpoint, self.name, _KINDS, "facebook/sam-vit-base", revision=revision, offline=offline)
         self.kind, self.processor, self.model = found.kind, found.processor, found.model.to(self.device)
         self.boxes, self.margin, self.min_agreement, self.max_area, self.most, self.batch_size = boxes, margin, min_agreement, max_area, most, batch_size
         self.fingerprint = f"sam {found.fingerprint} {(boxes, margin, min_agreement, max_area, most)}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mwm.localize.checkpoints import first_line, image_settings, quiet_transformers
+from mwm.localize.checkpoints import commit_of, first_line, image_settings, quiet_transformers
 from mwm.localize.tower import Tower
 from mwm.localize.vit_block import Block, Linear, Norm
 
@@ -30,7 +30,7 @@ def read(source: str, *, name: str, device: torch.device, local_only: bool, trus
     model = model.to(device).eval().requires_grad_(False)
     size, mean, std, resample = image_settings(processor)
     tower = _tower(model, name, _Texts(model, tokenizer, name, device), (size, mean, std, resample))
-    return tower, str(getattr(model.config, "_commit_hash", None) or revision or "local")
+    return tower, "local" if Path(source).is_dir() else commit_of(source, revision)
 
 
 def _read(source: str, name: str, options: dict[str, Any]) -> tuple[nn.Module, Any, Any]:
