@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mwm.localize.checkpoints import first_line
+from mwm.localize.open_clip_settings import read_settings
 from mwm.localize.tower import OPEN_CLIP_CONFIG, Tower
 from mwm.localize.vit_block import Block, Linear, Norm
 
@@ -32,12 +32,15 @@ def read(source: str, *, name: str, device: torch.device, local_only: bool, trus
     folder, commit = (Path(source), "local") if Path(source).is_dir() else _fetched(source, name, local_only, revision)
     if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):  # open_clip would go on with random weights
         raise ValueError(f"{name}: checkpoint must hold {SAFE} or {TENSORS_ONLY}, got {source!r} without. Download or save it again.")
+    settings = read_settings(folder, name, source, local_only)
+    # What AutoTokenizer is told here goes before what the checkpoint's settings would tell it.
+    told = {"trust_remote_code": False, "local_files_only": True} if settings.text.get("hf_tokenizer_name") else {}
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # open_clip tells its steps to the root logger
     try:
-        model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device=str(device), require_pretrained=True, weights_only=True)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device=str(device), require_pretrained=True, weights_only=True, text_cfg=settings.text)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}", **told)
     except Exception as error:
         raise ValueError(f"{name}: checkpoint {source!r} cannot be read by open_clip ({first_line(error)}). Download or save it again.") from error
     finally:
@@ -54,7 +57,6 @@ def _fetched(source: str, name: str, local_only: bool, revision: str | None) -> 
         folder = Path(snapshot_download(source, allow_patterns=[OPEN_CLIP_CONFIG, SAFE, *_TEXT_FILES], **options))
         if not (folder / SAFE).is_file():
             folder = Path(snapshot_download(source, allow_patterns=[OPEN_CLIP_CONFIG, TENSORS_ONLY, *_TEXT_FILES], **options))
-        json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     except Exception as error:
         raise ValueError(f"{name}: checkpoint {source!r} is neither a local folder nor could it be fetched from the hub ({first_line(error)}). "
                          "Check the name and the network, or download it and give the folder.") from error
