@@ -10,7 +10,7 @@ import tifffile
 from image_files import bomb_png, ramp
 from PIL import Image
 
-from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, read_image, read_list, scan
+from mwm.data import DataError, PretrainDataset, ReadSettings, SkippedFiles, UnreadableImage, content_digest, read_image, read_list, scan
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
@@ -152,3 +152,36 @@ def test_a_tiff_whose_pages_go_in_circles_ends(tmp_path: Path) -> None:
         assert read_image(read_list(path)[0]).shape == (1, 16, 16)
     except UnreadableImage:
         pass
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dcm"])
+def test_a_pipe_in_a_list_is_refused_instead_of_waited_for(tmp_path: Path, name: str) -> None:
+    """Listing looks into .dcm files, and the key of a cache hashes every file: both would wait for a writer for ever."""
+    import os
+    import signal
+
+    os.mkfifo(tmp_path / name)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "b.png")
+    (tmp_path / "list.csv").write_text(f"file\n{name}\nb.png\n")
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        pipe = read_list(tmp_path / "list.csv")[0]
+        for look in (content_digest, read_image):
+            with pytest.raises(UnreadableImage, match=f"{name} cannot be used: it is no regular file"):
+                look(pipe)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_file_beyond_the_limit_is_not_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)  # a hole; reading it takes seconds, a larger one for ever
+    with pytest.raises(UnreadableImage, match=r"a\.png cannot be used: it has more than 4 GiB"):
+        content_digest(path)

@@ -62,16 +62,19 @@ def content_digest(image: str | Path | Record) -> str:
     """Hash of what the image is made of: the file's bytes, and the frame. For keys of caches.
 
     Raises:
-        UnreadableImage: the file cannot be read.
+        UnreadableImage: the file cannot be read, is no regular file (a pipe would be waited for), or is beyond the limit of one file.
     """
     path, frame, name = (image.path, image.frame, image.name) if isinstance(image, Record) else (Path(image), None, Path(image).name)
     digest = hashlib.blake2b(digest_size=16)
     try:
+        readers.check_file(path)
         with open(path, "rb") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     except OSError as error:
         raise UnreadableImage(f"{name} cannot be used: it cannot be read ({error.strerror}).") from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name} cannot be used: {error}.") from error
     if frame is not None:
         digest.update(f"#{frame}".encode())
     return digest.hexdigest()

@@ -52,6 +52,7 @@ def frames(path: Path, settings: ReadSettings) -> list[str]:
         return []  # lists of a million such files are not opened one by one
     try:
         with _in_words():
+            check_file(path)
             family = _family(path)
             return _reader(family).frames(path, settings) if family in _HAS_FRAMES else []
     except (UnreadableImage, OSError):
@@ -70,16 +71,25 @@ def read(path: Path, frame: str | None, settings: ReadSettings) -> Raw:
         UnreadableImage: missing, truncated, no image, beyond a limit, or in need of another codec; the reason in words.
     """
     with _in_words():
-        if not path.exists():
-            raise UnreadableImage("there is no such file")
-        if not path.is_file():
-            raise UnreadableImage("it is no regular file")
-        if os.stat(path).st_size > MAX_FILE_BYTES:
-            raise UnreadableImage(f"it has more than {MAX_FILE_BYTES // 2**30} GiB, the limit of one file")
+        check_file(path)
         raw = _reader(_family(path)).read(path, frame, settings)
         if not raw.values.size:
             raise UnreadableImage("it holds no pixels")
         return raw
+
+
+def check_file(path: Path) -> None:
+    """Refuse what must not even be opened: a pipe waits for its writer, a device never ends.
+
+    Raises:
+        UnreadableImage: it is not there, no regular file, or larger than `MAX_FILE_BYTES`.
+    """
+    if not path.exists():
+        raise UnreadableImage("there is no such file")
+    if not path.is_file():
+        raise UnreadableImage("it is no regular file")
+    if os.stat(path).st_size > MAX_FILE_BYTES:
+        raise UnreadableImage(f"it has more than {MAX_FILE_BYTES // 2**30} GiB, the limit of one file")
 
 
 def _reader(family: str) -> ModuleType:
