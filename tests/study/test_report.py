@@ -91,6 +91,19 @@ def test_the_report_says_what_each_row_rests_on(out: Path) -> None:
     assert {path.name for path in folder.glob("*.png")} == {"contrasts-toy.png", "hidden-toy-segment-dice.png", "hidden-toy-classify-auroc.png"}
 
 
+def test_a_task_that_failed_later_takes_its_own_results_alone(out: Path) -> None:
+    cell = out / "cells/toy/shuffled/2"
+    shutil.rmtree(cell / "classify")
+    facts = json.loads((cell / "cell.json").read_text())
+    (cell / "cell.json").write_text(json.dumps(facts | {"status": "failed", "error": "loss is not finite", "tasks": ["segment"]}))
+    found = collect(out)
+    assert len(found.answers[("toy", "shuffled", "segment", "dice")].file) == 64 and set(found.answers[("toy", "shuffled", "classify", "")].fold) == {0, 1, 3, 4}
+    text = (report(_config(), out, rounds=50) / "tables.md").read_text()
+    assert "`toy/shuffled/2` failed: loss is not finite (results before that count: segment)" in text
+    (cell / "cell.json").write_text(json.dumps(facts | {"status": "failed", "error": "loss is not finite"}))  # as it was written before tasks were counted one by one
+    assert set(collect(out).answers[("toy", "shuffled", "segment", "dice")].fold) == {0, 1, 3, 4}
+
+
 def test_shared_files_name_no_image_and_no_patient(out: Path) -> None:
     folder = report(_config(), out, rounds=50)
     shared = "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".csv"))

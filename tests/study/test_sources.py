@@ -63,7 +63,7 @@ def kept(fold: Path) -> Path:
 
 def test_arms_stand_in_their_order_of_value() -> None:
     assert list(ARMS) == ["uniform", "region", "shuffled", "scratch", "scratch_long", "roi", "foreground", "weighted", "edges", "uniform60", "uniform70",
-                          "region70_30", "region60_20", "imagenet"]
+                          "region70_30", "region60_20", "imagenet", "uniform60_time"]
 
 
 def test_no_arm_with_masks_behind_it_is_called_text_guided() -> None:

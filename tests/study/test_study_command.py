@@ -15,7 +15,8 @@ import yaml
 from tests.transfer.drawn import rows_with_patients, write_index
 
 from mwm.cli import main
-from mwm.study.cells import Cell, finished, read_facts, run_cell, write_failure
+from mwm.study.cell_files import Cell, finished, read_facts, write_failure
+from mwm.study.cells import run_cell
 from mwm.study.command import StudyOptions, _resources, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
@@ -117,7 +118,7 @@ def test_shares_under_torchrun_stay_the_same_while_cells_end(root: Path, tmp_pat
     options, left = StudyOptions(str(tmp_path / "out"), str(root), device="cpu", budget=0.0), []
     for rank, done in (("0", set()), ("1", {"drawn/region/0"})):  # the first process has ended a cell before the second one looks
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr("mwm.study.command.finished", lambda cell, out, config, done=done: cell.name in done)
+        monkeypatch.setattr("mwm.study.command.finished", lambda cell, out, config, weights, done=done: cell.name in done)
         left.append({name for name in study(StudyConfig.from_dict(VALUES), options).left if name.startswith("drawn/")})
     assert not left[0] & left[1] and len(left[0] | left[1]) == 6
 

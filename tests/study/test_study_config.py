@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mwm.study.cells import Cell, task_config
+from mwm.study.cell_files import Cell
+from mwm.study.cells import task_config
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.rehearse import _extrapolated
@@ -49,6 +50,21 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
     assert config.fingerprint("a", "uniform") == StudyConfig.from_dict(values(keep="all", analysis={"primary": ["region", "uniform"]})).fingerprint("a", "uniform")
     assert config.fingerprint("a", "uniform") != StudyConfig.from_dict(values(pretrain={"encoder": "resnet18", "image_size": 32})).fingerprint("a", "uniform")
     assert len({config.fingerprint("a", name) for name in ("uniform", "region", "shuffled")}) == 3
+
+
+def test_results_that_are_there_keep_their_fingerprints() -> None:
+    """Of cells that have been run: blocks, arms and fields that came later must not make them results of other settings."""
+    studies = {name: StudyConfig.from_yaml(ROOT / "studies" / f"{name}.yaml") for name in ("cpu", "main")}
+    found = {(name, *cell): studies[name].fingerprint(*cell) for name, cell in (("cpu", ("brain_mri", "uniform")), ("cpu", ("chest_xray", "region")), ("main", ("brain_mri", "scratch")))}
+    assert found == {("cpu", "brain_mri", "uniform"): "64b86aa0e69c93ba", ("cpu", "chest_xray", "region"): "1656c37ab9db561f", ("main", "brain_mri", "scratch"): "8bea28891fa2fc71"}
+
+
+def test_blocks_that_came_later_come_last() -> None:
+    cpu = [(data, name) for data, name, _ in StudyConfig.from_yaml(ROOT / "studies" / "cpu.yaml").pieces()]
+    assert cpu[:8] == [(data, name) for data in ("brain_mri", "chest_xray") for name in ("uniform", "region", "shuffled", "scratch")]
+    assert [name for _, name in cpu[8:]] == ["roi", "foreground", "weighted", "uniform60", "region70_30", "uniform60_time"]
+    main = list(StudyConfig.from_yaml(ROOT / "studies" / "main.yaml").pieces())
+    assert main[-4:] == [("brain_mri", name, ("detect",)) for name in ("uniform", "region", "shuffled", "scratch")] and not any("detect" in tasks for _, _, tasks in main[:-4])
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -42,8 +42,8 @@ class Plan:
     primary_endpoints: Mapping[str, tuple[str, str]] = field(default_factory=lambda: {"brain_mri": ("segment", "dice"), "chest_xray": ("classify", "auroc")})
     contrasts: tuple[tuple[str, str], ...] = (
         ("region", "uniform"), ("region", "foreground"), ("region", "scratch"), ("uniform", "scratch"), ("region", "scratch_long"), ("roi", "region"), ("roi", "uniform"),
-        ("weighted", "uniform"), ("edges", "uniform"), ("region", "uniform60"), ("region", "uniform70"), ("region", "region70_30"), ("region", "region60_20"),
-        ("region", "imagenet"))
+        ("weighted", "uniform"), ("edges", "uniform"), ("region", "uniform60"), ("region", "uniform60_time"), ("region", "uniform70"), ("region", "region70_30"),
+        ("region", "region60_20"), ("region", "imagenet"))
     effects: Mapping[str, float] = field(default_factory=lambda: {"auroc": 0.02, "dice": 0.02, "box_ap": 0.01, "mask_ap": 0.01})
     descriptive: tuple[str, ...] = ("chest_ct",)
 

@@ -119,13 +119,16 @@ def collect(out: str | Path) -> Collected:
     for cell in _cells(root):
         data, arm, seed = cell.parts[-3:]
         facts = _json(cell / "cell.json")
-        if facts.get("status") == "failed":
-            found.failed.append((data, arm, seed, str(facts.get("error") or "no reason given")))
-            found.rows.append(_row(cell, facts, {}, status="failed", error=facts.get("error")))
-            continue
-        if facts.get("status") != "done":
-            continue  # still running, or killed: the same command goes on with it
         tasks = sorted(path.parent for path in cell.glob("*/metrics.json"))
+        if facts.get("status") == "failed":
+            tasks = [folder for folder in tasks if folder.name in (facts.get("tasks") or ())]  # what had come to its end before another task failed
+            error = str(facts.get("error") or "no reason given") + (f" (results before that count: {', '.join(folder.name for folder in tasks)})" if tasks else "")
+            found.failed.append((data, arm, seed, error))
+            found.rows.append(_row(cell, facts, {}, status="failed", error=error if tasks else facts.get("error")))
+            if not tasks:
+                continue
+        elif facts.get("status") != "done":
+            continue  # still running, or killed: the same command goes on with it
         if data not in found.folds:
             found.folds[data] = read_fold_patients(root / "folds" / data)
         patients = found.folds[data].test.get(int(facts.get("fold", seed)))

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mwm.study.cells import Cell, finished, locked
+from mwm.study.cell_files import Cell, finished, locked, pretrains_again, refuse_other_settings
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.folds import write_folds
-from mwm.study.rehearse import rehearse
+from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
+from mwm.study.same_time import needed, waiting
+from mwm.study.sources import arm
 from mwm.train.checkpoint import write_text
 from mwm.train.distributed import pick_device
+from mwm.transfer.coco_metrics import pycocotools
 
 
 @dataclass(frozen=True)
@@ -62,30 +66,45 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     Raises:
         StudyError: the study cannot start, or the folder belongs to another one.
         DataError: a data set is not there.
+        ImportError: there is detection to do and pycocotools is not installed; the message says how to install it.
     """
     began, out = time.monotonic(), Path(options.out).expanduser()
     device, workers, threads = _resources(options)
     _claim(config, out)
-    cells = [cell for cell in _cells(config, out, Path(options.root), options.only) if options.only in cell.name]
+    planned = _cells(config, out, Path(options.root), options.only)
+    cells = [cell for cell in planned if options.only in cell.name]
     if not cells:
         raise StudyError(f"study: --only must match a cell DATA/ARM/FOLD, got {options.only!r}.")
-    if any(cell.arm == "imagenet" for cell in cells) and options.weights is None:
-        raise StudyError("study: the arm imagenet must have a file of weights, got none. Add --weights FILE, or leave the arm out.")
+    for cell in cells:
+        if arm(cell.arm).init == "imagenet":
+            if options.weights is None:
+                raise StudyError("study: the arm imagenet must have a file of weights, got none. Add --weights FILE, or leave the arm out.")
+            refuse_other_settings(cell, config, out, options.weights)
+    todo = [not finished(cell, out, config, options.weights) for cell in cells]
+    open_cells = [cell for cell, open_ in zip(cells, todo, strict=True) if open_]
+    if any("detect" in cell.tasks for cell in open_cells):
+        pycocotools()  # missed now rather than after the other tasks
+    _say_again(open_cells, config, out, options.weights)
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=out) as scratch:
             print(rehearse(config, cells, out, Path(scratch), device=device, workers=workers, threads=threads, weights=options.weights))
         return Outcome(left=[cell.name for cell in cells])
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    todo = [not finished(cell, out, config) for cell in cells]
     # Shares are those of all cells: another process may have finished some of them before this one looks.
     mine = [cell for cell, open_ in list(zip(cells, todo, strict=True))[rank::world] if open_]
-    print(f"study: {len(cells)} cells, {len(cells) - sum(todo)} of them done; {len(mine)} to run{f' by process {rank} of {world}' if world > 1 else ''}, "
-          f"{workers} at a time on {device}", flush=True)
+    later = waiting(mine, out, {cell.name for cell in mine}, {cell.name for cell in planned})
+    for cell in later:
+        print(f"study: {cell.name} waits until {' and '.join(one.arm for one in needed(cell))} of its fold are pre-trained, whose step times it needs; it runs in a later call.")
+    mine = [cell for cell in mine if cell not in later]
+    names = {cell.name for cell in cells}
+    print(f"study: {len(names)} cells, {len(names - {cell.name for cell in open_cells})} of them done; {len({cell.name for cell in mine})} to run"
+          f"{f' by process {rank} of {world}' if world > 1 else ''}, {workers} at a time on {device}", flush=True)
     until = None if options.budget is None else began + options.budget
     outcome = run_jobs(jobs_of(mine, config), config, out, device=device, workers=workers, threads=threads, weights=options.weights, until=until,
                        say=lambda line: print(f"[{time.monotonic() - began:.0f} s] {line}", flush=True))
     if outcome.left:
         print(f"study: the time is over; {len(outcome.left)} jobs are left, the same command goes on with them.")
+    outcome.left += [cell.name for cell in later]
     for name, error in outcome.failed.items():
         print(f"study: {name} failed twice: {error}")
     if any((cell.folder(out) / "cell.json").is_file() for cell in cells):
@@ -110,7 +129,18 @@ def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
             data = config.data[name]
             folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
             counts[name] = len(folds.paths)
-    return [Cell(data, name, fold, tasks) for data, name, tasks in config.cells() if data in counts for fold in range(counts[data])]
+    return [Cell(data, name, fold, tasks) for data, name, tasks in config.pieces() if data in counts for fold in range(counts[data])]
+
+
+def _say_again(cells: Sequence[Cell], config: StudyConfig, out: Path, weights: str | None) -> None:
+    """Say which cells pre-train once more for tasks that were added after their encoder had gone."""
+    found = {cell: seconds for cell in cells if (seconds := pretrains_again(cell, out, config, weights)) is not None}
+    if not found:
+        return
+    names, tasks = list(dict.fromkeys(cell.name for cell in found)), dict.fromkeys(task for cell in found for task in cell.open_tasks(out))
+    total = sum({cell.name: seconds for cell, seconds in found.items()}.values())
+    print(f"study: {len(names)} cells were finished without keeping their encoder (keep: results) and pre-train again for {', '.join(tasks)}: {', '.join(names[:4])}"
+          f"{' …' if len(names) > 4 else ''}{f'; the first time that took {clock(total)} in all' if total else ''}. keep: encoder keeps it.", flush=True)
 
 
 def _most_folds(folds: int | str) -> int:

@@ -74,7 +74,8 @@ class StudyConfig:
         finetune: fields of `FinetuneConfig` by task; `probe` is a classification with a linear probe.
         source: fields of `Source`, where the regions come from.
         analysis: what the tables show (primary contrast, endpoints).
-        keep: what stays of a finished cell: "results", "encoder" (the exported weights, too) or "all" (checkpoints, too).
+        keep: what stays of a cell all of whose tasks are finished: "results", "encoder" (the exported weights, too) or "all" (checkpoints, too). With "results" a task
+            that is added to the file later pre-trains the cell again.
 
     Raises:
         StudyError: a field is unknown or out of its range.
@@ -153,12 +154,24 @@ class StudyConfig:
     def cells(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """(data set, arm, tasks) of every block in order, each pair once, with the tasks of all its blocks; folds are not known here."""
         tasks: dict[tuple[str, str], list[str]] = {}
-        for block in self.blocks:
-            for name in block.arms:
-                held = tasks.setdefault((block.data, name), [])
-                held.extend(task for task in block.tasks if task not in held)
+        for data, name, found in self.pieces():
+            tasks.setdefault((data, name), []).extend(found)
         for (data, name), found in tasks.items():
             yield data, name, tuple(found)
+
+    def pieces(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """(data set, arm, tasks) of every block in order, without the tasks that an earlier block has: what is run when, so that a budget is spent block by block."""
+        held: set[tuple[str, str, str]] = set()
+        for block in self.blocks:
+            for name in block.arms:
+                tasks = tuple(dict.fromkeys(task for task in block.tasks if (block.data, name, task) not in held))
+                held.update((block.data, name, task) for task in tasks)
+                if tasks:
+                    yield block.data, name, tasks
+
+    def tasks_of(self, data: str, name: str) -> tuple[str, ...]:
+        """All tasks that the blocks give an arm on a data set."""
+        return next((tasks for found, other, tasks in self.cells() if (found, other) == (data, name)), ())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `from_dict` reads them."""
@@ -167,10 +180,16 @@ class StudyConfig:
             del settings["name"]
         return plain
 
-    def fingerprint(self, data: str, name: str) -> str:
-        """Hash of everything that decides the numbers of a data set's cells of an arm, except the tasks."""
+    def fingerprint(self, data: str, name: str, weights: str | None = None) -> str:
+        """Hash of everything that decides the numbers of a data set's cells of an arm, except the tasks.
+
+        Args:
+            data: name of the data set.
+            name: of the arm.
+            weights: hash of the file of ImageNet weights, where the arm starts from it.
+        """
         plain = self.to_dict()
-        facts = [plain["data"][data], plain["pretrain"], plain["finetune"], plain["source"], dataclasses.asdict(arm(name))]
+        facts = [plain["data"][data], plain["pretrain"], plain["finetune"], plain["source"], arm(name).facts(), *([weights] if weights else [])]
         return blake2b(json.dumps(facts, sort_keys=True, default=dict).encode(), digest_size=8).hexdigest()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from mwm.data import read_list
-from mwm.study.cells import Cell, make_regions, task_config
+from mwm.study.cell_files import Cell
+from mwm.study.cells import make_regions, task_config
 from mwm.study.config import StudyConfig
 from mwm.study.sources import arm
 from mwm.train import pretrain
@@ -41,16 +42,23 @@ def rehearse(config: StudyConfig, cells: Sequence[Cell], out: Path, scratch: Pat
         The total, as text; a line per kind of cell is printed as it is timed.
     """
     torch.set_num_threads(threads)
-    times: dict[tuple[str, str], float] = {}
+    times: dict[tuple[str, str, tuple[str, ...]], float] = {}
+    pretrained: dict[tuple[str, str], float] = {}
     for cell in cells:
-        key = cell.data, cell.arm
+        key = cell.data, cell.arm, cell.tasks
         if key not in times:
             parts = _one(config, cell, out, scratch / f"{cell.data}-{cell.arm}", device, weights)
+            if "pretrain" in parts:
+                if (cell.data, cell.arm) in pretrained:  # a later block's tasks take the encoder that is there
+                    parts["pretrain"] = 0.0
+                elif arm(cell.arm).time_of and (known := pretrained.get((cell.data, arm(cell.arm).time_of[0]))) is not None:
+                    parts["pretrain"] = known
+                pretrained.setdefault((cell.data, cell.arm), parts["pretrain"])
             times[key] = sum(parts.values())
             print(f"{cell.data:14} {cell.arm:14} {times[key]:8.0f} s   " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items()), flush=True)
-    total = sum(times[cell.data, cell.arm] for cell in cells)
-    return (f"{len(cells)} cells: {_clock(total)} in one process after the other; with {workers} at a time between {_clock(total / workers)} and {_clock(total)}. "
-            "Early stopping may shorten fine-tuning.")
+    total = sum(times[cell.data, cell.arm, cell.tasks] for cell in cells)
+    return (f"{len({cell.name for cell in cells})} cells: {clock(total)} in one process after the other; with {workers} at a time between {clock(total / workers)} and "
+            f"{clock(total)}. Early stopping may shorten fine-tuning.")
 
 
 def _one(config: StudyConfig, cell: Cell, out: Path, scratch: Path, device: str, weights: str | None) -> dict[str, float]:
@@ -105,5 +113,6 @@ def _rows(fold: Path) -> int:
     return len(read_list(str(fold), split="train"))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time in words: seconds, minutes or hours."""
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

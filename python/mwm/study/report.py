@@ -58,7 +58,10 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
 
 
 def unfinished(config: StudyConfig, found: Collected) -> list[str]:
-    """Planned cells that neither finished all of their tasks nor failed: DATA/ARM/FOLD, or DATA/ARM where the folds were not made yet."""
+    """Planned cells that neither finished all of their tasks nor failed: DATA/ARM/FOLD, or DATA/ARM where the folds were not made yet.
+
+    A cell that has results of some tasks is DATA/ARM (TASKS)/FOLD with those that are missing.
+    """
     done: dict[tuple[str, str, int], set[str]] = {}
     for row in found.rows:
         if row["status"] == "done":
@@ -70,8 +73,10 @@ def unfinished(config: StudyConfig, found: Collected) -> list[str]:
         if not isinstance(folds, int):
             names.append(f"{data}/{arm}")
         for fold in range(folds) if isinstance(folds, int) else ():
-            if (data, arm, fold) not in failed and not set(tasks) <= done.get((data, arm, fold), set()):
-                names.append(f"{data}/{arm}/{fold}")
+            held = done.get((data, arm, fold), set())
+            missing = [task for task in tasks if task not in held]
+            if missing and (data, arm, fold) not in failed:
+                names.append("/".join((data, arm + (f" ({', '.join(missing)})" if len(missing) < len(tasks) else ""), str(fold))))
     return names
 
 

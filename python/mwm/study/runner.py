@@ -14,8 +14,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from mwm.study.cells import Cell, locked, make_regions, run_cell, write_failure
+from mwm.study.cell_files import Cell, locked, write_failure
+from mwm.study.cells import make_regions, run_cell
 from mwm.study.config import StudyConfig
+from mwm.study.same_time import needed
 from mwm.study.sources import arm
 
 _TRIES = 2
@@ -55,17 +57,24 @@ class Outcome:
 
 
 def jobs_of(cells: Sequence[Cell], config: StudyConfig) -> list[Job]:
-    """Cells in their order; before the first that needs them, the regions that the arms of a fold share."""
+    """Cells in their order; before the first that needs them, the regions that the arms of a fold share.
+
+    A cell that comes again with tasks of a later block waits for its first part, and one that takes as long as another arm waits for that arm.
+    """
     jobs, made = [], set()
+    parts: dict[str, list[str]] = {}
     for cell in cells:
-        name, after = arm(cell.arm), frozenset()
-        if name.pretrain and name.source == "main" and config.source_of(cell.data).name != "masks":
+        kind, after = arm(cell.arm), {one.name for one in needed(cell)}
+        if kind.pretrain and kind.source == "main" and config.source_of(cell.data).name != "masks":
             regions = f"regions {cell.data}/{cell.fold}"
             if regions not in made:
                 made.add(regions)
                 jobs.append(Job(regions, regions=(cell.data, "region", cell.fold)))
-            after = frozenset({regions})
-        jobs.append(Job(cell.name, cell=cell, after=after))
+            after.add(regions)
+        before = parts.setdefault(cell.name, [])
+        name = f"{cell.name}:{'+'.join(cell.tasks)}" if before else cell.name
+        jobs.append(Job(name, cell=cell, after=frozenset({*after, *before})))
+        before.append(name)
     return jobs
 
 
@@ -111,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], config: StudyConfig, out: Path, *, device: str
                     continue
                 outcome.ended[job.name] = error
                 if error is not None and job.cell is not None:
-                    write_failure(job.cell, config, out, error)
+                    write_failure(job.cell, config, out, error, weights)
                 say(f"{len(outcome.ended)}/{total} {job.name}: {'done' if error is None else f'FAILED: {error}'} ({time.monotonic() - began:.0f} s)")
         outcome.left = [job.name for job in waiting] + [job.name for job, _ in busy.values()]
         return outcome
@@ -200,7 +209,7 @@ def _do(job: Job, config: StudyConfig, out: Path, device: str, weights: str | No
             if job.regions is not None:
                 make_regions(config, out, *job.regions, device)
             else:
-                with locked(out / "locks" / job.name.replace("/", "-")):  # another call of the same study waits, and then finds the cell done
+                with locked(out / "locks" / job.cell.name.replace("/", "-")):  # another call of the same study waits, and then finds the cell done
                     run_cell(job.cell, config, out, device, weights)
         except (ValueError, OSError, FileExistsError) as problem:
             traceback.print_exc()

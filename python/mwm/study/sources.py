@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Arm:
         longer: Whether fine-tuning takes as many epochs as pre-training and fine-tuning of the other arms together.
         settings: Fields of `PretrainConfig` that the arm sets.
         counts_only: Whether only the number of region patches per image reaches the masks, not their places.
+        time_of: Two arms (A, B): pre-training takes as long as that of A instead of as many epochs, by the step time of B, whose masks are those of this arm.
     """
 
     name: str
@@ -51,6 +52,12 @@ class Arm:
     longer: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     counts_only: bool = False
+    time_of: tuple[str, str] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that the arm is, for a hash. A field that came later is left out where it is not set, so that results of before keep their hash."""
+        plain = asdict(self)
+        return {name: value for name, value in plain.items() if name != "time_of" or value is not None}
 
     def label(self, source: Source) -> str:
         """What tables call the arm's regions; says so wherever masks of the data set are behind them."""
@@ -159,6 +166,8 @@ _ARMS = (
     Arm("region70_30", "region 0.7 inside, 0.3 outside", settings=_region(0.7, 0.3)),
     Arm("region60_20", "region 0.6 inside, 0.2 outside", settings=_region(0.6, 0.2)),
     Arm("imagenet", "ImageNet weights of a local file, no pre-training", source=None, pretrain=False, init="imagenet"),
+    Arm("uniform60_time", "uniform, 60 % hidden, as many epochs as fit the pre-training time of region", source=None, settings={"mask": "uniform", "mask_ratio": 0.6},
+        time_of=("region", "uniform60")),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ARMS}
 """The arms in their order of value."""

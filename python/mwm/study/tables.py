@@ -8,6 +8,7 @@ from typing import Any
 
 from mwm.study.analysis import DESCRIPTIVE, EXPLORATORY, PRIMARY, SHORTCUT, SHOWN, ArmFigure, Difference
 from mwm.study.collect import Collected
+from mwm.study.sources import ARMS
 from mwm.study.statistics import Estimate
 
 NAMES = {"auroc": "AUROC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "dice": "Dice", "iou": "IoU", "nsd": "surface Dice",
@@ -143,7 +144,11 @@ def _cost(found: Collected, data: str) -> str:
     header = ["arm", "cells", "hidden share, realised", "encoder GFLOP per image", "ms per step", "pre-training, s", "tasks, s", "device", "commit"]
     body = [[f"`{row['arm']}`", str(row["cells"]), _plain(row["hidden_share"], 3), _plain(row["encoder_gflop"], 2), _plain(row["step_ms"], 1), _plain(row["pretrain_seconds"], 0),
              _plain(row["task_seconds"], 0), ", ".join(row["devices"]), ", ".join(row["commits"])] for row in cost(found, data)]
-    return _table(header, body) + "\n\nMeans over the cells of an arm. GFLOP: the dense encoder's times the visible share, a multiply-add counted as two."
+    timed = [(row["arm"], ARMS[row["arm"]].time_of) for row in cost(found, data) if row["arm"] in ARMS and ARMS[row["arm"]].time_of]
+    return _table(header, body) + "\n\n" + " ".join((
+        "Means over the cells of an arm. GFLOP: the dense encoder's times the visible share, a multiply-add counted as two.",
+        *(f"`{name}` takes as many epochs as fit the pre-training time of `{first}`, reckoned fold by fold from the step times of `{first}` and `{second}`."
+          for name, (first, second) in timed)))
 
 
 def _missing(found: Collected, unfinished: Sequence[str]) -> str:
