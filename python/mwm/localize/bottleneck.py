@@ -67,6 +67,7 @@ class BottleneckLocalizer:
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
     Attributes:
+        training: What the checkpoint learnt from in `mwm localize train`, or None.
         similarity: Cosines of the last call's images and prompts, without noise. float32 [B], after `many` [P, B]; None before the first.
         seed: May be set to another number, for another draw of the noise.
 
@@ -89,6 +90,7 @@ class BottleneckLocalizer:
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"bottleneck: in_flight must be at least 1, got {in_flight}.")
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
+        self.training = self.tower.training
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
         self.in_flight = in_flight or (10 if self.tower.device.type == "cpu" else 256)
         self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision], prepared=True)

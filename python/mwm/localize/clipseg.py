@@ -20,6 +20,7 @@ from mwm.localize.checkpoints import (
 )
 from mwm.localize.presets import pinned
 from mwm.localize.protocol import check_images, default_device
+from mwm.localize.training import KEY, training_from
 
 
 class ClipsegLocalizer:
@@ -36,6 +37,9 @@ class ClipsegLocalizer:
         revision: Commit, branch or tag of a hub name; None for the preset's, else the newest.
         offline: Use only what is on disk; a hub name is then looked up in the local cache.
         batch_size: Images that go through the model at once.
+
+    Attributes:
+        training: What the checkpoint learnt from in `mwm localize train`, or None.
 
     Raises:
         ValueError: the checkpoint is no CLIPSeg model, is not there, or cannot be fetched.
@@ -56,6 +60,7 @@ class ClipsegLocalizer:
         self.input_size, self._mean, self._std, self._resample = image_settings(processor.image_processor)
         self._max_tokens = int(self.model.config.text_config.max_position_embeddings)
         self.fingerprint = f"clipseg {content_hash(folder)}" if folder else f"clipseg {source}@{commit_of(source, revision)}"
+        self.training = training_from(getattr(self.model.config, KEY, None), "clipseg")
         self._tokens: dict[str, tuple[list[int], list[int]]] = {}
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ class GradcamLocalizer:
         trust_remote_code: Let transformers run code that comes with the checkpoint.
 
     Attributes:
+        training: What the checkpoint learnt from in `mwm localize train`, or None.
         similarity: Cosines of the last call's images and prompts. float32 [B]; None before the first.
 
     Raises:
@@ -47,6 +48,7 @@ class GradcamLocalizer:
         if batch_size < 1:
             raise ValueError(f"{self.name}: batch_size must be at least 1, got {batch_size}.")
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
+        self.training = self.tower.training
         self.layer, self.batch_size = which_layer(layer, self.tower.depth - 2, self.tower.depth, self.name), batch_size
         self._suffix = self.tower.suffix(self.layer)
         self.fingerprint = f"{self.name} 1 {self.tower.fingerprint} {self.layer}"

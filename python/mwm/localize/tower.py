@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mwm.localize.training import Training
 from mwm.localize.vit_block import Block
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -35,6 +36,7 @@ class Tower:
         kind: Class of the model, for messages.
         device: Where it runs.
         fingerprint: Changes with the weights.
+        training: What the model learnt from in `mwm localize train`, or None.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -52,6 +54,7 @@ class Tower:
     kind: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fingerprint: str = ""
+    training: Training | None = None
     _texts: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property

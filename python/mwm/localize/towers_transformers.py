@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mwm.localize.checkpoints import commit_of, first_line, image_settings, quiet_transformers
 from mwm.localize.tower import Tower
+from mwm.localize.training import KEY, training_from
 from mwm.localize.vit_block import Block, Linear, Norm
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
@@ -30,6 +31,7 @@ def read(source: str, *, name: str, device: torch.device, local_only: bool, trus
     model = model.to(device).eval().requires_grad_(False)
     size, mean, std, resample = image_settings(processor)
     tower = _tower(model, name, _Texts(model, tokenizer, name, device), (size, mean, std, resample))
+    tower.training = training_from(getattr(model.config, KEY, None), name)
     return tower, "local" if Path(source).is_dir() else commit_of(source, revision)
 
 

@@ -6,19 +6,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mwm.data import ReadSettings, RegionStore, SkippedFiles
 from mwm.localize.checkpoints import quiet_transformers
 from mwm.localize.train_data import ABSENT, Examples, list_examples, mask_store
+from mwm.localize.train_fit import fit
+from mwm.localize.train_state import Checkpoints, Unfinished, compare, finished, list_hash
+from mwm.localize.training import Training
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class TrainSettings:
         beta_text: Towers: of `dhn_nce`.
         val_share: Share of the patients that choose the best epoch, where the CSV names no val split, in (0, 1).
         seed: Of order, texts and split.
+        precision: "fp32", or "bf16": matrix products in bfloat16; weights, optimizer and losses stay float32.
         workers: Threads that read images.
     """
 
@@ -52,6 +53,7 @@ class TrainSettings:
     beta_text: float = 0.15
     val_share: float = 0.15
     seed: int = 0
+    precision: str = "fp32"
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class TrainSettings:
                                  ("val_share", lambda v: 0 < v < 1, "in (0, 1)"), ("workers", lambda v: v >= 0, "at least 0")):
             if not fits(getattr(self, name)):
                 raise ValueError(f"localize train: {name} must be {said}, got {getattr(self, name)!r}.")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"localize train: precision must be fp32 or bf16, got {self.precision!r}.")
 
 
 class Trainee(Protocol):
@@ -74,19 +78,23 @@ class Trainee(Protocol):
         batch_size: Where the settings name none.
         lr: Likewise.
         masks: Where masks are found, or None.
+        fingerprint: Of the checkpoint that it began as.
+        training: What that checkpoint had learnt from in an earlier training, or None.
     """
 
     kind: str
     batch_size: int
     lr: float
     masks: RegionStore | None
+    fingerprint: str
+    training: Training | None
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         ...
 
-    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles) -> Iterable[tuple[Tensor, int]]:
-        """Loss and number of images of each batch of "train" or "val"."""
+    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles, begin: int = 0) -> Iterable[tuple[Tensor, int, int]]:
+        """Of each batch of "train" or "val" from place `begin` of the epoch's order on: loss, number of images, and the place behind it."""
         ...
 
     def steps(self, count: int, batch_size: int) -> int:
@@ -105,8 +113,8 @@ class Trainee(Protocol):
         """Back to the weights as they came."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that the localizer loads."""
+    def save(self, folder: Path, training: Training) -> None:
+        """Write a folder that the localizer loads, and in its config.json what it learnt from."""
         ...
 
 
@@ -147,12 +155,17 @@ class TrainReport:
 def train_localizer(
     images: str | Path, masks: str | Path | None = None, checkpoint: str | Path = "clipseg-rd64", out: str | Path = "localizer", *, prompts: Sequence[str] = (),
     absent: Sequence[str] = (), settings: TrainSettings | None = None, read: ReadSettings | None = None, split: str | None = None, root: str | Path | None = None,
-    device: Any = None, offline: bool = False, progress: bool = True,
+    revision: str | None = None, device: Any = None, offline: bool = False, progress: bool = True, resume: bool = False, checkpoints: Checkpoints | None = None,
+    checkpoint_minutes: float = 10.0,
 ) -> TrainReport:
     """Fine-tune a localizer and save it.
 
     A CLIPSeg checkpoint: CLIP stays as it is, the decoder learns masks (binary cross-entropy and Dice). Each image is shown with the prompt of its CSV row, else with one of
     `prompts`, drawn anew each epoch; some with a text about something absent and an empty mask. A CLIP-like checkpoint: both towers learn from captions (`dhn_nce`).
+    One process; under torchrun it is refused.
+
+    With `checkpoints` a killed training goes on from OUT.unfinished, on the CPU bit for bit as if it had not been killed. Everything that decides the result but the device and
+    `workers` must be as before.
 
     Args:
         images: Folder, glob, text list or index CSV. Rows of the split test are never read.
@@ -165,9 +178,13 @@ def train_localizer(
         read: How images are read.
         split: Only this split of an index CSV.
         root: Folder that the CSV's paths start from.
+        revision: Commit, branch or tag of the checkpoint's hub name.
         device: Where it runs.
         offline: Use only what is on disk.
-        progress: Show a progress bar.
+        progress: Show a progress bar, and a line per epoch, on stderr.
+        resume: Go on with a training that was killed; a finished one is left as it is.
+        checkpoints: How unfinished work is kept, `mwm.train.checkpoint`; None keeps nothing.
+        checkpoint_minutes: At least so long between two checkpoints.
 
     Returns:
         What was done; print it.
@@ -176,90 +193,66 @@ def train_localizer(
         ValueError: the checkpoint, data or settings do not fit; one sentence.
     """
     settings, read, out = settings or TrainSettings(), read or ReadSettings(), Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (resume and finished(out)):
         raise ValueError(f"localize train: out must be a new folder, got {str(out)!r}, which is there. Choose another --out.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("localize train: it must run as one process, got several under torchrun. Start it without torchrun.")
-    torch.manual_seed(settings.seed)
-    trainee = _trainee(checkpoint, device, offline, [text for text in prompts if text.strip()], list(absent) or list(ABSENT), mask_store(masks), settings, read)
+    unfinished = Unfinished(out, checkpoints, checkpoint_minutes, resume)
+    texts = [text for text in prompts if text.strip()]
+    trainee = _trainee(checkpoint, revision, device, offline, texts, list(absent) or list(ABSENT), mask_store(masks), settings, read)
     if trainee.kind == "towers" and masks is not None:
         raise ValueError("localize train: masks must be left out for a CLIP-like checkpoint, which learns from captions. Give a CLIPSeg checkpoint to learn from masks.")
     examples = list_examples(images, masks=trainee.masks, caption=trainee.kind == "towers", split=split, root=root, read=read, val_share=settings.val_share, seed=settings.seed)
     trainee.check(examples)
+    training = Training("masks" if trainee.kind == "head" else "captions", len(examples.train) + len(examples.val), list_hash(examples, trainee.masks), trainee.training)
+    asked = {**{name: value for name, value in asdict(settings).items() if name != "workers"}, "prompts": texts, "absent": list(absent), "read": read.to_dict(),
+             "checkpoint": trainee.fingerprint, "images": training.images, "list": training.list}
+    asked = json.loads(json.dumps(asked))
+    if finished(out):
+        return _finished(out, asked)
     skipped = SkippedFiles()
     report = TrainReport(out, trainee.kind, train=len(examples.train), val=len(examples.val))
-    _fit(trainee, examples, settings, report, skipped, progress)
+    fit(trainee, examples, settings, report, skipped, unfinished, unfinished.begin(asked, resume), progress)
     report.skipped = len({name for name, _ in skipped})
-    _save(trainee, out, {"kind": report.kind, "settings": asdict(settings), "best": report.best, "train": report.train, "val": report.val, "history": report.history,
-                         "prompts": list(prompts)})
+    _save(trainee, out, training, {"kind": report.kind, "settings": asdict(settings), "best": report.best, "train": report.train, "val": report.val, "skipped": report.skipped,
+                                   "history": report.history, "prompts": list(prompts), "trained_on": training.to_dict(), "asked": asked})
+    unfinished.drop()
+    return report
+
+
+def _finished(out: Path, asked: dict[str, Any]) -> TrainReport:
+    """The report of a training that --resume finds done."""
+    advice = "Choose another --out to train anew."
+    try:
+        told = json.loads((out / "training.json").read_text(encoding="utf-8"))
+        history = [row | {"train_loss": math.nan if row["train_loss"] is None else row["train_loss"]} for row in told["history"]]
+        report = TrainReport(out, told["kind"], history, told["best"], told["train"], told["val"], told["skipped"])
+        before = told["asked"]
+        str(report)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"localize train: training.json in {str(out)!r} must be what an earlier training wrote, but cannot be read. {advice}") from error
+    compare(before, asked, advice)
     return report
 
 
 def _trainee(
-    checkpoint: str | Path, device: Any, offline: bool, prompts: list[str], absent: list[str], masks: Any, settings: TrainSettings, read: ReadSettings
+    checkpoint: str | Path, revision: str | None, device: Any, offline: bool, prompts: list[str], absent: list[str], masks: Any, settings: TrainSettings, read: ReadSettings
 ) -> Trainee:
     from mwm.localize.train_head import HeadTrainee
     from mwm.localize.train_towers import TowersTrainee, is_clip_like
 
-    if is_clip_like(checkpoint, offline):
-        return TowersTrainee(checkpoint, device, offline, settings, read)
-    return HeadTrainee(checkpoint, device, offline, prompts, absent, masks, settings, read)
+    if is_clip_like(checkpoint, offline, revision):
+        return TowersTrainee(checkpoint, revision, device, offline, settings, read)
+    return HeadTrainee(checkpoint, revision, device, offline, prompts, absent, masks, settings, read)
 
 
-def _fit(trainee: Trainee, examples: Examples, settings: TrainSettings, report: TrainReport, skipped: SkippedFiles, progress: bool) -> None:
-    """AdamW with warm-up and cosine; leaves the best epoch's weights in the model."""
-    batch = settings.batch_size or trainee.batch_size
-    per_epoch = trainee.steps(len(examples.train), batch)
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=settings.lr or trainee.lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings.epochs * per_epoch, settings.warmup))
-    start = _mean(trainee.losses(examples, "val", 0, batch, skipped))
-    report.history.append({"epoch": 0, "train_loss": math.nan, "val_loss": start})
-    best = None
-    with tqdm(total=settings.epochs * per_epoch, desc="train", unit="step", disable=None if progress else True) as bar:
-        for epoch in range(1, settings.epochs + 1):
-            told = []
-            for loss, count in trainee.losses(examples, "train", epoch, batch, skipped):
-                if not bool(torch.isfinite(loss)):
-                    raise ValueError(f"localize train: the loss must stay finite, got {float(loss.detach())} in epoch {epoch}. Lower --lr.")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                told.append((loss.detach(), count))
-                bar.update()
-            val = _mean(trainee.losses(examples, "val", 0, batch, skipped))
-            report.history.append({"epoch": epoch, "train_loss": _mean(told), "val_loss": val})
-            bar.set_postfix(val_loss=f"{val:.4f}")
-            if val < min(row["val_loss"] for row in report.history[:-1]):
-                report.best, best = epoch, deepcopy({name: value.cpu() for name, value in trainee.weights().state_dict().items()})
-    if best is not None:
-        trainee.weights().load_state_dict(best)
-    else:
-        trainee.restore()
-
-
-def _mean(losses: Iterable[tuple[Tensor, int]]) -> float:
-    total = count = 0.0
-    for loss, images in losses:
-        total, count = total + float(loss.detach()) * images, count + images
-    if not count:
-        raise ValueError("localize train: batches must hold images, got none that can be read. Look at the files, or give more images than one batch leaves out.")
-    return total / count
-
-
-def _rate(steps: int, warmup: float) -> Callable[[int], float]:
-    rising = max(1, round(warmup * steps))
-    return lambda step: min(1.0, (step + 1) / rising) * 0.5 * (1 + math.cos(math.pi * max(0, step - rising) / max(1, steps - rising)))
-
-
-def _save(trainee: Trainee, out: Path, told: dict[str, Any]) -> None:
+def _save(trainee: Trainee, out: Path, training: Training, told: dict[str, Any]) -> None:
     """All or nothing: a folder beside it, then a rename."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with quiet_transformers(bars=False):
-            trainee.save(temporary)
+            trainee.save(temporary, training)
         (temporary / "training.json").write_text(json.dumps(told, indent=1).replace("NaN", "null") + "\n")
         if out.is_dir():
             out.rmdir()

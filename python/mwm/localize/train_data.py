@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -83,31 +84,51 @@ def mask_store(masks: str | Path | None) -> RegionStore:
     return MaskColumn() if masks is None else MaskFolder(masks)
 
 
+def epoch_order(count: int, training: bool, seed: int, epoch: int) -> list[int]:
+    """Places of the images in the order of an epoch: a function of seed and epoch; validation goes through the list."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist() if training else list(range(count))
+
+
+def step_seed(seed: int, epoch: int, place: int) -> int:
+    """Seed of what is drawn in the step at a place of an epoch, so that a step depends on none before it. [0, 2⁶³)"""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {place}".encode(), digest_size=8).digest(), "little") >> 1
+
+
 def read_batches(
-    records: Sequence[Record], order: Sequence[int], batch_size: int, *, size: tuple[int, int], masks: RegionStore | None, read: ReadSettings, skipped: SkippedFiles, workers: int
-) -> Iterator[tuple[Tensor, Tensor, list[Record]]]:
+    records: Sequence[Record], order: Sequence[int], batch_size: int, *, size: tuple[int, int], masks: RegionStore | None, read: ReadSettings, skipped: SkippedFiles,
+    workers: int, begin: int = 0
+) -> Iterator[tuple[Tensor, Tensor, list[Record], int]]:
     """Batches in an order; files that cannot be read are left out and noted.
 
+    Args:
+        records: The images.
+        order: Places in `records`.
+        batch_size: Images of a batch.
+        size: Height and width of the model's input.
+        masks: Where masks are found, or None.
+        read: How images are read.
+        skipped: Gets files that cannot be read.
+        workers: Threads that read.
+        begin: Where in `order` to begin; behind a batch, the same batches follow as without.
+
     Yields:
-        images float32 [B, C, H, W] in [0, 1], masks float32 [B, H, W] in [0, 1], records.
+        images float32 [B, C, H, W] in [0, 1], masks float32 [B, H, W] in [0, 1], records, and the place in `order` behind the batch.
     """
     settings = ReadSettings(**{**read.to_dict(), "size": size, "aspect": "stretch"})  # localizers stretch to the model's square
     data = PretrainDataset(records, settings, masks, channels=3)
-    pairs = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    single = [index for batch in pairs for index in batch]
     waiting: list[tuple[Tensor, Tensor, Record]] = []
-    left = len(single)
-    with closing(read_ahead(single, lambda index: data[index], workers=workers, ahead=2 * batch_size)) as found:
+    place = begin
+    with closing(read_ahead(order[begin:], lambda index: data[index], workers=workers, ahead=2 * batch_size)) as found:
         for index, item in found:
-            left -= 1
+            place += 1
             if isinstance(item, (DataError, OSError)):
                 skipped.add(records[index].name, str(item))
             elif isinstance(item, Exception):
                 raise item
             else:
                 waiting.append((item["image"], item["region"], records[index]))
-            if waiting and (len(waiting) == batch_size or not left):
-                yield torch.stack([one[0] for one in waiting]), torch.stack([one[1] for one in waiting]), [one[2] for one in waiting]
+            if waiting and (len(waiting) == batch_size or place == len(order)):
+                yield torch.stack([one[0] for one in waiting]), torch.stack([one[1] for one in waiting]), [one[2] for one in waiting], place
                 waiting = []
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mwm.data import ReadSettings, Record, SkippedFiles
 from mwm.data.regions import RegionStore
 from mwm.localize.clipseg import ClipsegLocalizer
-from mwm.localize.train_data import Examples, read_batches
+from mwm.localize.train_data import Examples, epoch_order, read_batches, step_seed
+from mwm.localize.training import KEY, Training
 
 
 class HeadTrainee:
@@ -22,8 +23,10 @@ class HeadTrainee:
 
     kind, batch_size, lr = "head", 16, 1e-3
 
-    def __init__(self, checkpoint: str | Path, device: Any, offline: bool, prompts: list[str], absent: list[str], masks: RegionStore, settings: Any, read: ReadSettings) -> None:
-        self.localizer = ClipsegLocalizer(checkpoint, device, offline=offline)
+    def __init__(self, checkpoint: str | Path, revision: str | None, device: Any, offline: bool, prompts: list[str], absent: list[str], masks: RegionStore, settings: Any,
+                 read: ReadSettings) -> None:
+        self.localizer = ClipsegLocalizer(checkpoint, device, revision=revision, offline=offline)
+        self.fingerprint, self.training = self.localizer.fingerprint, self.localizer.training
         self.model, self.prompts, self.absent, self.masks, self.settings, self.read = self.localizer.model, prompts, absent, masks, settings, read
         self.model.decoder.requires_grad_(True)
         self._start = deepcopy(self.model.decoder.state_dict())
@@ -62,19 +65,20 @@ class HeadTrainee:
         """The decoder as it came."""
         self.model.decoder.load_state_dict(self._start)
 
-    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles) -> Iterator[tuple[Tensor, int]]:
-        """Loss and number of images of each batch; order and texts are a function of seed and epoch."""
-        training = part == "train"
+    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles, begin: int = 0) -> Iterator[tuple[Tensor, int, int]]:
+        """Loss and number of images of each batch, and the place behind it; order, texts and whatever is drawn are a function of seed, epoch and place."""
+        training, settings = part == "train", self.settings
         records = examples.train if training else examples.val
-        draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(records), generator=draw).tolist() if training else list(range(len(records)))
+        order = epoch_order(len(records), training, settings.seed, epoch)
         self.model.decoder.train(training)
-        batches = read_batches(records, order, batch_size, size=self.localizer.input_size, masks=self.masks, read=self.read, skipped=skipped, workers=self.settings.workers)
-        for images, masks, rows in batches:
-            texts, shown = self._texts(rows, examples, draw)
+        batches = read_batches(records, order, batch_size, size=self.localizer.input_size, masks=self.masks, read=self.read, skipped=skipped, workers=settings.workers, begin=begin)
+        for images, masks, rows, place in batches:
+            seed = step_seed(settings.seed, epoch, place)
+            texts, shown = self._texts(rows, examples, torch.Generator().manual_seed(seed))
             targets = masks.to(self.localizer.device) * shown.to(self.localizer.device)[:, None, None]
+            torch.manual_seed(seed)
             with torch.set_grad_enabled(training):
-                yield self._loss(images, texts, targets), len(rows)
+                yield self._loss(images, texts, targets), len(rows), place
         self.model.decoder.eval()
 
     def _texts(self, rows: list[Record], examples: Examples, draw: torch.Generator) -> tuple[list[str], Tensor]:
@@ -90,14 +94,16 @@ class HeadTrainee:
     def _loss(self, images: Tensor, texts: list[str], targets: Tensor) -> Tensor:
         """Binary cross-entropy, plus 1 - Dice where there is something to find. [B, 3, H, W], B texts, [B, H, W] → []"""
         tokens, attention = self.localizer.encode(texts)
-        logits = self.model(input_ids=tokens, attention_mask=attention, pixel_values=self.localizer.preprocess(images)).logits
+        with torch.autocast(self.localizer.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            logits = self.model(input_ids=tokens, attention_mask=attention, pixel_values=self.localizer.preprocess(images)).logits
         logits = logits.reshape(len(images), *logits.shape[-2:]).float()
         targets = F.interpolate(targets[:, None], logits.shape[-2:], mode="area")[:, 0]
         chances = torch.sigmoid(logits)
         dice = 1 - (2 * (chances * targets).sum((1, 2)) + 1) / (chances.sum((1, 2)) + targets.sum((1, 2)) + 1)
         return F.binary_cross_entropy_with_logits(logits, targets) + (dice * (targets.amax((1, 2)) > 0)).mean()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, training: Training) -> None:
         """Model and processor, as the localizer clipseg reads them."""
+        setattr(self.model.config, KEY, training.to_dict())
         self.model.save_pretrained(folder)
         self.localizer.processor.save_pretrained(folder)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mwm.data import ReadSettings, SkippedFiles
 from mwm.localize.checkpoints import hub_answers, image_settings, quiet_transformers
 from mwm.localize.dhn_nce import dhn_nce
-from mwm.localize.presets import PRESETS
+from mwm.localize.presets import PRESETS, pinned
 from mwm.localize.pretrained import read_pretrained
 from mwm.localize.protocol import default_device
-from mwm.localize.train_data import Examples, read_batches
+from mwm.localize.train_data import Examples, epoch_order, read_batches, step_seed
+from mwm.localize.training import KEY, Training, training_from
 
 _KINDS = {
     "clip": ("CLIPModel", "CLIPProcessor"),
@@ -27,14 +28,15 @@ _KINDS = {
 }
 
 
-def is_clip_like(checkpoint: str | Path, offline: bool = False) -> bool:
+def is_clip_like(checkpoint: str | Path, offline: bool = False, revision: str | None = None) -> bool:
     """Whether a checkpoint is of a type that `TowersTrainee` takes; False where its configuration cannot be read, which others then say.
 
     Raises:
         ValueError: it is a model of open_clip, which has no folder format that could be written.
     """
     known = PRESETS.get(str(checkpoint))
-    source = known.hub if known else str(Path(checkpoint).expanduser())
+    source, revision, _ = pinned(checkpoint, known.localizer if known else "localize train", revision)
+    source = str(Path(source).expanduser())
     if source.startswith("hf-hub:") or (Path(source) / "open_clip_config.json").is_file():
         raise ValueError(f"localize train: checkpoint must be a model of transformers, got {str(checkpoint)!r}, which is one of open_clip. "
                          "Give a CLIP, SigLIP or dual encoder in its format.")
@@ -42,7 +44,7 @@ def is_clip_like(checkpoint: str | Path, offline: bool = False) -> bool:
 
     try:
         with quiet_transformers(bars=False):
-            found, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline or Path(source).is_dir() or not hub_answers(), revision=known.revision if known else None)
+            found, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline or Path(source).is_dir() or not hub_answers(), revision=revision)
     except (OSError, ValueError):
         return False
     return found.get("model_type") in _KINDS
@@ -53,8 +55,9 @@ class TowersTrainee:
 
     kind, batch_size, lr, masks = "towers", 64, 1e-6, None
 
-    def __init__(self, checkpoint: str | Path, device: Any, offline: bool, settings: Any, read: ReadSettings) -> None:
-        found = read_pretrained(checkpoint, "bottleneck", _KINDS, "openai/clip-vit-base-patch16", offline=offline)
+    def __init__(self, checkpoint: str | Path, revision: str | None, device: Any, offline: bool, settings: Any, read: ReadSettings) -> None:
+        found = read_pretrained(checkpoint, "bottleneck", _KINDS, "openai/clip-vit-base-patch16", revision=revision, offline=offline)
+        self.fingerprint, self.training = found.fingerprint, training_from(getattr(found.model.config, KEY, None), "localize train")
         self.device, self.settings, self.read = default_device(device), settings, read
         self.model, self.processor = found.model.to(self.device).requires_grad_(True), found.processor
         self.tokenizer = found.processor.tokenizer
@@ -90,22 +93,22 @@ class TowersTrainee:
         """The model as it came."""
         self.model.load_state_dict(self._start)
 
-    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles) -> Iterator[tuple[Tensor, int]]:
-        """Loss and number of images of each batch; the order is a function of seed and epoch. Equal captions are no negatives of each other."""
-        training = part == "train"
+    def losses(self, examples: Examples, part: str, epoch: int, batch_size: int, skipped: SkippedFiles, begin: int = 0) -> Iterator[tuple[Tensor, int, int]]:
+        """Loss and number of images of each batch, and the place behind it; the order is a function of seed and epoch. Equal captions are no negatives of each other."""
+        training, settings = part == "train", self.settings
         records = examples.train if training else examples.val
-        draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(records), generator=draw).tolist() if training else list(range(len(records)))
+        order = epoch_order(len(records), training, settings.seed, epoch)
         self.model.train(training)
-        batches = read_batches(records, order, max(2, batch_size), size=self._size, masks=None, read=self.read, skipped=skipped, workers=self.settings.workers)
-        for images, _, rows in batches:
+        batches = read_batches(records, order, max(2, batch_size), size=self._size, masks=None, read=self.read, skipped=skipped, workers=settings.workers, begin=begin)
+        for images, _, rows, place in batches:
             if len(rows) < 2:
                 continue
             texts = [examples.texts[record.id][0] for record in rows]
             same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device)
+            torch.manual_seed(step_seed(settings.seed, epoch, place))
             with torch.set_grad_enabled(training):
-                yield dhn_nce(self.similarity(images, texts), temperature=self.settings.temperature, beta_image=self.settings.beta_image, beta_text=self.settings.beta_text,
-                              same=same), len(rows)
+                yield dhn_nce(self.similarity(images, texts), temperature=settings.temperature, beta_image=settings.beta_image, beta_text=settings.beta_text,
+                              same=same), len(rows), place
         self.model.eval()
 
     def similarity(self, images: Tensor, texts: list[str]) -> Tensor:
@@ -114,11 +117,13 @@ class TowersTrainee:
         padding = {"padding": "max_length"} if self._padded else {"padding": True}
         encoded = self.tokenizer(texts, return_tensors="pt", truncation=True, max_length=self._limit, **padding).to(self.device)
         kept = {"input_ids": encoded["input_ids"]} | ({} if self._padded else {"attention_mask": encoded["attention_mask"]})
-        seen, said = _embedding(self.model.get_image_features(pixel_values=pixels)), _embedding(self.model.get_text_features(**kept))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            seen, said = _embedding(self.model.get_image_features(pixel_values=pixels)), _embedding(self.model.get_text_features(**kept))
         return F.normalize(seen.float(), dim=-1) @ F.normalize(said.float(), dim=-1).T
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, training: Training) -> None:
         """Model and processor, as the localizer bottleneck reads them."""
+        setattr(self.model.config, KEY, training.to_dict())
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
