@@ -91,13 +91,13 @@ class MaskedImageModel(nn.Module):
         self.densify.to(device=like.device, dtype=like.dtype)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, active: Tensor, *, visible: int | None = None, reduction: str = "mean",
+    def forward(self, images: Tensor, active: Tensor | TilePlan, *, visible: int | None = None, reduction: str = "mean",
                 weight: Tensor | None = None) -> Tensor | LossTerms:
         """The loss of one batch.
 
         Args:
             images: float32 (or the net's dtype). [B, C, H, W]
-            active: bool, True = visible. [B, Gh, Gw] with Gh = H / patch_size, Gw = W / patch_size
+            active: bool, True = visible. [B, Gh, Gw] with Gh = H / patch_size, Gw = W / patch_size. Or its plan, as `mwm.pack` takes it.
             visible: visible patches per image where constant (`policy.visible(grid)`); spares a GPU sync.
             reduction: "mean", the loss; "sum", the `LossTerms` it is made of (for several processes).
             weight: how much each hidden patch counts in the loss, at least 0, relative to the others. float [B, Gh, Gw]
@@ -110,20 +110,21 @@ class MaskedImageModel(nn.Module):
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'MaskedImageModel: reduction must be "mean" or "sum", got {reduction!r}.')
+        mask, active = active, _mask_of(active)
         if weight is not None:
             self._check_weight(weight, active)
             weight = weight.to(images.device)
         if self.decode == "hidden":
-            tiles, plan = self._predict_tiles(images, active, visible)
+            tiles, plan = self._predict_tiles(images, mask, visible)
             if weight is not None:
                 weight = weight[tuple(plan.coords.long().unbind(1))]
             terms = hidden_patch_loss(tiles, pack_tiles(images, plan), self.min_std, weight)
         else:
-            predicted = self.predict(images, active, visible=visible)
+            predicted = self.predict(images, mask, visible=visible)
             terms = masked_patch_loss(predicted, images, active.to(predicted.device), self.patch_size, self.min_std, weight)
         return terms.mean() if reduction == "mean" else terms
 
-    def predict(self, images: Tensor, active: Tensor, *, visible: int | None = None) -> Tensor:
+    def predict(self, images: Tensor, active: Tensor | TilePlan, *, visible: int | None = None) -> Tensor:
         """The decoder's output, in units of normalised patches; arguments as `forward`.
 
         Returns:
@@ -134,18 +135,18 @@ class MaskedImageModel(nn.Module):
         levels = self._maps_by_level(images, active, visible)
         return self.decoder([level and level[0](level[1]) for level in levels])
 
-    def _maps_by_level(self, images: Tensor, active: Tensor, visible: int | None) -> list[tuple[Densify, Packed] | None]:
+    def _maps_by_level(self, images: Tensor, active: Tensor | TilePlan, visible: int | None) -> list[tuple[Densify, Packed] | None]:
         """The encoder's maps with what densifies them, one entry per block of the decoder, deepest first."""
-        self._check(images, active)
+        self._check(images, _mask_of(active))
         maps = _as_list(self.net(pack(images.contiguous(memory_format=torch.channels_last), active, visible=visible)))
         levels: list[tuple[Densify, Packed] | None] = [None] * len(self.decoder.blocks)
         for stride, index in zip(self.strides, self._maps, strict=True):
             levels[len(levels) - (stride.bit_length() - 1)] = self.densify[str(stride)], maps[index]
         return levels
 
-    def _predict_tiles(self, images: Tensor, active: Tensor, visible: int | None) -> tuple[Tensor, TilePlan]:
+    def _predict_tiles(self, images: Tensor, active: Tensor | TilePlan, visible: int | None) -> tuple[Tensor, TilePlan]:
         """The decoder's output at the hidden patches, and where they lie. [T, C, p, p]"""
-        levels = self._maps_by_level(images, active, visible)
+        levels, active = self._maps_by_level(images, active, visible), _mask_of(active)
         hidden = None if visible is None else active.shape[1] * active.shape[2] - visible
         plan = build_plan(~active, self.patch_size, visible=hidden)
         if hidden is None and torch.compiler.is_compiling():
@@ -190,6 +191,10 @@ class MaskedImageModel(nn.Module):
         looked_at = weight.device.type == "cpu" and not torch.compiler.is_compiling()  # a look at a GPU's would wait for it
         if looked_at and not bool((weight >= 0).all()):
             raise ValueError("MaskedImageModel: weight must be at least 0 everywhere, got a negative value or NaN.")
+
+
+def _mask_of(active: Tensor | TilePlan) -> Tensor:
+    return active.active if isinstance(active, TilePlan) else active
 
 
 def _as_list(maps: object) -> list[Packed]:

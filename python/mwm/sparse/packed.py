@@ -222,13 +222,13 @@ class Packed:
 _FIELDS = frozenset({"_values", "_plan", "_axes", "_margin", "_pending"})
 
 
-def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packed:
+def pack(images: Tensor, active: Tensor | TilePlan, *, visible: int | None = None) -> Packed:
     """Keep the visible patches of a batch of images.
 
     Args:
         images: [B, C, H, W]
         active: True where a patch is visible; patches are square, of edge H // Gh. It may lie on the CPU beside images on a GPU;
-            the plan goes to the images. bool [B, Gh, Gw]
+            the plan goes to the images. bool [B, Gh, Gw]. Or the plan that `mwm.ops.build_plan` made of it, which is then not made again.
         visible: Number of visible patches of every image where it is constant: T = B * visible is then known without reading the
             mask. Leave it out where counts differ; a CPU mask is counted on the host, a CUDA mask costs one synchronisation.
 
@@ -243,6 +243,8 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
         raise TypeError(f"pack: images must be a tensor [B, C, H, W], got {type(images).__name__}.")
     if images.dim() != 4:
         raise ValueError(f"pack: images must be [B, C, H, W], got {list(images.shape)}.")
+    made = active if isinstance(active, TilePlan) else None
+    active = made.active if made else active
     if isinstance(active, Tensor) and active.dim() == 3:
         batch, rows, columns = active.shape
         height, width = images.shape[2:]
@@ -253,7 +255,10 @@ def pack(images: Tensor, active: Tensor, *, visible: int | None = None) -> Packe
                 f"pack: images must divide into square patches on the grid {rows} x {columns} of active, got H x W = {height} x {width}. "
                 "Resize the images, or use a grid of H / p by W / p patches."
             )
-    plan = build_plan(active, images.shape[2] // max(active.shape[1], 1) if isinstance(active, Tensor) and active.dim() == 3 else 1, visible=visible)
+    edge = images.shape[2] // max(active.shape[1], 1) if isinstance(active, Tensor) and active.dim() == 3 else 1
+    if made and made.patch_size != edge:
+        raise ValueError(f"pack: active must be a plan of patches of {edge} pixels, the images' edge over the grid's, got one of {made.patch_size}.")
+    plan = made or build_plan(active, edge, visible=visible)
     if visible is None and torch.compiler.is_compiling():
         # A traced graph must know that the number of tiles is no special case.
         torch._check(plan.coords.shape[0] >= 2)

@@ -63,6 +63,8 @@ def keep_noise(images: int, channels: int, drop: float, layer: int | None, like:
         return torch.empty((images, channels), dtype=like.dtype, device=like.device).bernoulli_(1.0 - drop)
     if len(state.ids) != images:
         raise ValueError(f"random_state: ids must have one number per image, got {len(state.ids)} for a batch of {images}.")
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("random_state: noise per image is drawn on the host, and a CUDA graph would repeat one draw for ever")
     words = random_words(state.seed, state.ids, state.epoch, state.view, STREAM + layer, channels)
     return (words >= round(drop * 2**32)).to(device=like.device, dtype=like.dtype)
 

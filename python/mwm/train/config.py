@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 MASKS = ("auto", "region", "uniform", "matched", "foreground")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
-FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "threads", "panel_every", "panel_images", "log_every",
+FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "cuda_graph", "threads", "panel_every", "panel_images", "log_every",
                             "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "foreground", "localizer_checkpoint"})
 
 
@@ -90,6 +90,7 @@ class PretrainConfig:
     seed: int = _help(0, "seed of weights, order, crops, flips, masks and drop path")
     device: str = _help("auto", "auto | cpu | cuda | cuda:N")
     threads: int | None = _help(None, "CPU threads of torch")
+    cuda_graph: bool = _help(False, "replay steps as CUDA graphs, so that the host does not slow a fast GPU; one process, no drop path")
     workers: int | None = _help(None, "loader processes; default: one per spare CPU, at most 4")
     log_every: int = _help(10, "steps between writes of metrics.csv and TensorBoard (every step is logged)")
     checkpoint_minutes: float = _help(10.0, "minutes between checkpoints; 0 = none by time")
@@ -241,6 +242,8 @@ def _check(config: PretrainConfig) -> None:
     need(config.decode in ("dense", "hidden"), "decode", "dense | hidden")
     need(config.densify_norm in ("auto", "batch", "layer"), "densify_norm", "auto | batch | layer")
     need(real(config.drop_path, 0, 1, open_end=True), "drop_path", "in [0, 1)")
+    need(isinstance(config.cuda_graph, bool), "cuda_graph", "true or false")
+    need(not (config.cuda_graph and config.drop_path), "cuda_graph", "left out with drop path, whose noise is drawn per image on the host")
     need(config.optimizer in OPTIMIZERS, "optimizer", " | ".join(OPTIMIZERS))
     need(config.precision in PRECISIONS, "precision", " | ".join(PRECISIONS))
     for name in ("epochs", "batch_size", "log_every", "panel_images", "decoder_width"):

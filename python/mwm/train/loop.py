@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from mwm.masking import split_maps
 from mwm.mim import MaskedImageModel, divisor
+from mwm.ops import TilePlan
 from mwm.sparse import random_state
-from mwm.train import checkpoint, distributed, record
+from mwm.train import captured, checkpoint, distributed, record
 from mwm.train.build import build_model
 from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError
 from mwm.train.distributed import World
@@ -57,6 +58,8 @@ def pretrain(config: PretrainConfig, *, localize: Callable[[PretrainConfig], Any
     try:
         if config.precision == "fp16" and world.device.type != "cuda":
             raise TrainError(f"pretrain: precision must be fp32 or bf16 on {world.device.type}, got fp16. Take bf16.")
+        if config.cuda_graph:
+            captured.check(world.device, world.size)
         with _as_configured(config, world.device):
             listed = _on_main(world, lambda: list_images(config))
             model = build_model(listed.config, world)
@@ -88,6 +91,8 @@ class _Trainer:
         if self.prepared.continues:
             self._resume()
         self.wrapped = distributed.wrap(self.model, self.world)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.captured = captured.CapturedGradients(self._gradients, trained, self.config.patch_size, self.world.device) if self.config.cuda_graph else None
         if self.world.is_main:
             record.claim_folder(self.config, continues=self.prepared.continues)
             self._write_facts("running")
@@ -154,18 +159,16 @@ class _Trainer:
         torch.manual_seed(((config.seed * 1_000_003 + self.step) * 4099 + self.world.rank) % 2**63)
         self.schedule.apply(self.optimizer, self.step)
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        active = batch.active if visible is None or device.type == "cpu" else to_device(batch.active, device)
-        half = _AUTOCAST[config.precision]
-        with random_state(seed=config.seed, ids=batch.ids, epoch=batch.epoch, view=0), torch.autocast(device.type, half, enabled=half is not None):
-            weight = {} if batch.weight is None else {"weight": to_device(batch.weight, device)}
-            terms = self.wrapped(images, active, visible=visible, reduction="sum", **weight)
         patches = torch.stack([(~batch.active).sum(), torch.tensor(batch.active.numel())]).double()
-        sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden]).double()
-        sums = torch.cat([sums, to_device(patches, device)])
-        total, counted, flat_total, flat_hidden, hidden, patches = distributed.sum_over_ranks(sums, self.world)
-        loss = terms.total * (self.world.size / divisor(counted)).to(terms.total.dtype)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        others = [patches] if batch.weight is None else [patches, batch.weight]
+        with random_state(seed=config.seed, ids=batch.ids, epoch=batch.epoch, view=0):
+            if self.captured is not None:
+                sums = self.captured(images, batch.active, visible, others)
+            else:
+                active = batch.active if visible is None or device.type == "cpu" else to_device(batch.active, device)
+                self.optimizer.zero_grad(set_to_none=True)
+                sums = self._gradients(images, active, [to_device(x, device) for x in others], visible)
+        total, counted, flat_total, flat_hidden, hidden, patches = sums
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, config.clip if config.clip is not None else math.inf)
@@ -173,6 +176,18 @@ class _Trainer:
         self.scaler.update()
         everything = total + flat_total if config.min_std else total
         return torch.stack([total / divisor(counted), norm.double(), hidden, patches, flat_hidden, everything, flat_total])
+
+    def _gradients(self, images: torch.Tensor, active: torch.Tensor | TilePlan, others: Sequence[torch.Tensor], visible: int | None = None) -> torch.Tensor:
+        """Forward and backward; returns [error, what it is divided by, flat error, flat hidden, hidden, patches], summed over the processes."""
+        patches, *weight = others
+        half = _AUTOCAST[self.config.precision]
+        with torch.autocast(images.device.type, half, enabled=half is not None):
+            terms = self.wrapped(images, active, visible=visible, reduction="sum", **({"weight": weight[0]} if weight else {}))
+        sums = torch.stack([terms.total.detach(), terms.hidden, terms.flat_total, terms.flat_hidden]).double()
+        sums = distributed.sum_over_ranks(torch.cat([sums, patches]), self.world)
+        loss = terms.total * (self.world.size / divisor(sums[1])).to(terms.total.dtype)
+        self.scaler.scale(loss).backward()
+        return sums
 
     def _flush(self, since: tuple[float, int]) -> float:
         """Bring the pending rows to the logs; returns the last loss."""
