@@ -55,7 +55,8 @@ def test_the_fingerprint_changes_with_what_changes_numbers_and_with_nothing_else
 def test_results_that_are_there_keep_their_fingerprints() -> None:
     """Of cells that have been run: blocks, arms and fields that came later must not make them results of other settings."""
     studies = {name: StudyConfig.from_yaml(ROOT / "studies" / f"{name}.yaml") for name in ("cpu", "main")}
-    found = {(name, *cell): studies[name].fingerprint(*cell) for name, cell in (("cpu", ("brain_mri", "uniform")), ("cpu", ("chest_xray", "region")), ("main", ("brain_mri", "scratch")))}
+    cells = (("cpu", "brain_mri", "uniform"), ("cpu", "chest_xray", "region"), ("main", "brain_mri", "scratch"))
+    found = {(name, *cell): studies[name].fingerprint(*cell) for name, *cell in cells}
     assert found == {("cpu", "brain_mri", "uniform"): "64b86aa0e69c93ba", ("cpu", "chest_xray", "region"): "1656c37ab9db561f", ("main", "brain_mri", "scratch"): "8bea28891fa2fc71"}
 
 

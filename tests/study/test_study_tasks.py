@@ -15,7 +15,7 @@ from tests.transfer.drawn import rows_with_patients, write_index
 from tests.transfer.drawn_objects import box_of, picture
 
 import mwm.study.cells
-from mwm.study.cell_files import Cell, exported, finished, fingerprint, pretrains_again, read_facts, weights_hash, write_failure
+from mwm.study.cell_files import Cell, exported, fingerprint, finished, pretrains_again, read_facts, weights_hash, write_failure
 from mwm.study.cells import run_cell
 from mwm.study.command import StudyOptions, study
 from mwm.study.config import StudyConfig

@@ -133,6 +133,9 @@ def against_hidden(rows: Sequence[ArmFigure], shares: Mapping[str, Mapping[str, 
         chart.text(at(tick, y_low)[0], height - bottom + 16, words, anchor="middle", size=12)
     for row in plain:
         chart.line([at(x_low, row.figure.value), at(x_high, row.figure.value)], "s4", 1.6, 0.7)
+    for row in shown:  # where the arms really are, since dots may stand beside their place
+        across, down = at(shares[row.arm]["hidden_share"], y_low)
+        chart.line([(across, down), (across, down + 6)], _colour(row.arm), 2.0)
     for number, (row, share) in enumerate(zip(shown, x, strict=True), 1):
         colour, (low, high) = _colour(row.arm), _ends(row)
         chart.line([at(share, low), at(share, high)], colour, 2.2, 0.6)
@@ -154,7 +157,7 @@ def against_hidden(rows: Sequence[ArmFigure], shares: Mapping[str, Mapping[str, 
         chart.text(edge + 24, y, row.arm, colour=_colour(row.arm) if share is not None else "muted", size=13)
         chart.text(width - 74, y, "-" if share is None else f"{100 * share:.0f} %", colour="ink", anchor="end", size=12)
         chart.text(width, y, "-" if step is None else f"{step:.0f}", colour="ink", anchor="end", size=12)
-    chart.text((left + width - right) / 2, height - 10, "share of patches really hidden", anchor="middle", size=12)
+    chart.text((left + width - right) / 2, height - 10, "share of patches really hidden (marks); arms that hide as many stand side by side", anchor="middle", size=12)
     bars = "range over folds" if shown[0].kind == DESCRIPTIVE else f"95 % interval over {shown[0].figure.patients} patients"
     chart.text(0, 34, f"{NAMES[endpoint]}, {bars}", size=12)
     return chart
@@ -169,12 +172,13 @@ def _ends(row: ArmFigure) -> tuple[float, float]:
     return (row.figure.low, row.figure.high) if inferred else row.figure.spread
 
 
-def _beside(shares: Sequence[float], *, step: float = 0.012) -> list[float]:
-    """Sorted shares, those closer than `step` moved apart around their mean."""
+def _beside(shares: Sequence[float], *, step: float = 0.012, most: float = 0.04) -> list[float]:
+    """Sorted shares, those closer than `step` moved apart around their mean, over `most` in all."""
     groups: list[list[float]] = []
     for share in shares:
         if groups and share - groups[-1][-1] < step:
             groups[-1].append(share)
         else:
             groups.append([share])
-    return [sum(group) / len(group) + step * (k - (len(group) - 1) / 2) for group in groups for k in range(len(group))]
+    apart = [min(step, most / max(1, len(group) - 1)) for group in groups]
+    return [sum(group) / len(group) + gap * (k - (len(group) - 1) / 2) for group, gap in zip(groups, apart, strict=True) for k in range(len(group))]
