@@ -104,6 +104,37 @@ def test_own_set_is_read_from_a_file_and_checked(tmp_path: Path) -> None:
         parse_prompt_set("x", {"P1": [f"a {k}" for k in range(501)]})
 
 
+def test_a_small_file_cannot_become_a_text_of_gigabytes(tmp_path: Path) -> None:
+    import resource
+
+    levels = ["&a0 [" + "lol, " * 10 + "]", *(f"&a{k} [" + f"*a{k - 1}, " * 10 + "]" for k in range(1, 9))]
+    path = tmp_path / "bomb.yaml"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for text in (f"title: [{', '.join(levels)}]\nP1: [lung]\n", f"words: [{', '.join(levels)}]\nP1: [lung]\n", "P1: &x [lung]\nP2: *x\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="references"):
+            load_prompt_set(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("title: 2020-13-45\nP1: [lung]", "cannot be read"),  # a date that is none
+    ("components: " + "9" * 6000 + "\nP1: [lung]", "cannot be read"),
+    ("P1: [lung]\nP1: [heart]", "'P1' stands there twice"),
+    ("P3: {a: [lung], a: [heart]}", "'a' stands there twice"),
+    ("title: [1, 2]\nP1: [lung]", "title of set.yaml must be a text"),
+    ("absent: {x: y}\nP1: [lung]", "absent of set.yaml must be a text"),
+    ("absent: " + "cat " * 60 + "\nP1: [lung]", "absent of set.yaml must be a text of at most 40 words"),
+    ("[" * 100_000, "cannot be read"),
+])
+def test_what_is_no_prompt_set_is_refused_by_the_name_of_its_file(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "set.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_prompt_set(path)
+    assert str(caught.value).startswith("prompts: ") and "\n" not in str(caught.value) and "set.yaml" in str(caught.value)
+
+
 def test_ensemble_is_the_mean_of_maps_and_negatives_are_subtracted() -> None:
     inner, images = Letters(), torch.rand(3, 1, 8, 8)
     mean = EnsembleLocalizer(inner, ["a" * 20, "b" * 60])

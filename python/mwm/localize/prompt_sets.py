@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from mwm.localize.checkpoints import first_line
+
 FOLDER = Path(__file__).parent / "prompts"
 LEVELS = ("P1", "P2", "P3")
 MAX_WORDS = 40
@@ -21,6 +23,7 @@ MAX_WORDS = 40
 
 _MAX_BYTES = 1 << 18
 _MAX_SENTENCES = 500
+_MAX_DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,39 @@ def resolve_prompts(spec: str) -> tuple[PromptSet, list[str]]:
     return found, found.sentences(level or None)
 
 
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML takes the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if name in seen:
+                raise yaml.YAMLError(f"the key {name[:40]!r} stands there twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _check_events(text: str) -> None:
+    """Refuse references, a few lines of which make a text of gigabytes, and deep nesting, which takes minutes to unwind."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it has references, which a prompt set does not need")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
 def _parsed(path: Path) -> PromptSet:
     """A checked set from a file."""
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"prompts: {path.name} must be at most {_MAX_BYTES // 1024} KiB, got {path.stat().st_size // 1024} KiB.")
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"prompts: {path.name} must be a YAML file, but cannot be read ({str(error).splitlines()[0]}).") from error
+        text = path.read_text(encoding="utf-8")
+        _check_events(text)
+        stored = yaml.load(text, Loader=_Unique)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none, and what is no UTF-8
+        raise ValueError(f"prompts: {path.name} must be a YAML file, but cannot be read ({first_line(error)}).") from error
     return parse_prompt_set(path.stem, stored, path.name)
 
 
@@ -148,9 +176,13 @@ def parse_prompt_set(name: str, stored: Any, where: str = "set") -> PromptSet:
             levels[level][sub] = tuple(text.strip() for text in texts)
     if sum(len(texts) for groups in levels.values() for texts in groups.values()) > _MAX_SENTENCES:
         raise ValueError(f"prompts: {where} must hold at most {_MAX_SENTENCES} sentences, got more.")
+    for key in ("title", "absent"):
+        text = stored.get(key)
+        if text is not None and not (isinstance(text, str) and text.isprintable() and len(text.split()) <= MAX_WORDS):
+            raise ValueError(f"prompts: {key} of {where} must be a text of at most {MAX_WORDS} words, got {str(text)[:60]!r}.")
     words, components = stored.get("words") or [], stored.get("components")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"prompts: words of {where} must be a list of words, got {words!r}.")
+        raise ValueError(f"prompts: words of {where} must be a list of words, got {str(words)[:60]!r}.")
     if components is not None and (isinstance(components, bool) or not isinstance(components, int) or components < 1):
-        raise ValueError(f"prompts: components of {where} must be a whole number of at least 1, got {components!r}.")
+        raise ValueError(f"prompts: components of {where} must be a whole number of at least 1, got {str(components)[:60]!r}.")
     return PromptSet(name, str(stored.get("title") or name), levels, str(stored.get("absent") or ""), tuple(words), components)
