@@ -6,7 +6,8 @@
 
 REGIONS is a folder made by `mwm localize`, or a folder of masks. Prints a table with 95 % intervals over patients, and writes OUT/metrics.json, OUT/images.csv and
 OUT/gallery.png (best, median and worst). Means are over images whose mask is not empty. `excess` is the share of the mask's patches inside the region
-less the share of all patches inside: 0 for a region at a random place, for none and for the whole image.
+less the share of all patches inside: 0 for a region at a random place, for none and for the whole image. Regions of a localizer that learnt from masks are called so
+(supervised region source).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     print(found)
     out = Path(options.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps({"regions": found.summary, "grid": dataclasses.asdict(grid), "tolerance": found.tolerance}, indent=1) + "\n")
+    told = {"regions": found.summary, "grid": dataclasses.asdict(grid), "tolerance": found.tolerance, "source": found.source}
+    (out / "metrics.json").write_text(json.dumps(told, indent=1) + "\n")
     found.write_rows(out / "images.csv")
     if any(found.examples().values()):
         picture = view.save(gallery(found, options.regions, records, folder, read).image(cell=200), out / "gallery.png")

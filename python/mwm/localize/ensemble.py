@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mwm.localize.protocol import Localizer, UnsupportedImage, check_images
+from mwm.localize.training import Training
 
 
 class EnsembleLocalizer:
@@ -48,6 +49,11 @@ class EnsembleLocalizer:
         """That of the localizer inside, with the texts."""
         texts = json.dumps([self.prompts, self.negatives, self.weight]).encode()
         return f"{self.inner.fingerprint} ensemble {hashlib.blake2b(texts, digest_size=8).hexdigest()}"
+
+    @property
+    def training(self) -> Training | None:
+        """What the localizer inside learnt from, where it is one that was trained."""
+        return getattr(self.inner, "training", None)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -28,6 +28,7 @@ from mwm.data.geometry import fit
 from mwm.data.image import decode
 from mwm.data.mask_metrics import mean_with_interval, pair_figures, pointing_hit
 from mwm.data.regions import RegionStore
+from mwm.localize.training import source_line
 from mwm.ops import region_coverage
 
 FIGURES = ("dice", "iou", "nsd", "pointing", "roi_inside", "region_patches", "excess", "area", "roi_area")
@@ -68,17 +69,21 @@ class Evaluation:
             with a mask), `lost` (images without region).
         grid: The grid.
         tolerance: Of the surface Dice, in pixels.
+        source: What the folder of regions says about where they come from (`meta.source`); None where it says nothing.
     """
 
     rows: tuple[dict[str, Any], ...]
     summary: dict[str, Any]
     grid: GridSettings
     tolerance: float
+    source: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         s, edge = self.summary, self.grid.image_size // self.grid.patch_size
         lines = [f"regions: {s['images']} images with a mask" + (f" of {s['patients']} patients" if s["patients"] else "") + f", {100 * s['empty']:.1f} % of their regions empty"
                  + (f"; {s['lost']} without a region left out" if s["lost"] else "")]
+        if line := source_line(self.source):
+            lines.append(line)
         if s["negatives"]:
             lines.append(f"         {s['negatives']} with an empty mask, {100 * s['marked_negatives']:.1f} % of them marked nevertheless; they do not count below")
         words = {"dice": "Dice", "iou": "IoU", "nsd": f"NSD at {self.tolerance:g} px", "pointing": "pointing game", "roi_inside": f"mask's patches inside, {edge}x{edge} grid",
@@ -173,7 +178,8 @@ def evaluate_regions(
         groups.append(record.patient)
     if not rows:
         raise DataError(f"eval: regions must belong to these images, got none for {len(paired)} images with masks. Paths relative to IMAGES must be those that mwm localize saw.")
-    return Evaluation(tuple(rows), summarise(rows, groups, lost), grid, tolerance)
+    source = getattr(store, "meta", {}).get("source")
+    return Evaluation(tuple(rows), summarise(rows, groups, lost), grid, tolerance, source if isinstance(source, dict) else None)
 
 
 def summarise(rows: Sequence[dict[str, Any]], patients: Sequence[str | None], lost: int = 0, *, rounds: int = 2000, seed: int = 0) -> dict[str, Any]:

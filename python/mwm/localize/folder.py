@@ -22,6 +22,7 @@ from mwm.localize.refine import RefineSettings, refine
 from mwm.localize.region_report import FILE, RegionReport
 from mwm.localize.registry import create_localizer
 from mwm.localize.stream import Batches, Behind, read_ahead
+from mwm.localize.training import source_line
 
 NOTHING_FOUND = 0.98
 """Share of empty regions from which a prompt counts as matching nothing."""
@@ -44,6 +45,7 @@ class LocalizeReport:
         area: Mean share of the image that a non-empty region covers; NaN where all are empty.
         skipped: Files that could not be read; listed in skipped.csv in `out`.
         kept: Parts that SAM's answer did not fit, kept as the localizer found them.
+        source: What the localizer learnt from, as `meta.source` of the folder says it; empty where nothing is known to be behind it but its text.
         regions: Figures of the regions and maps, which `report.json` in `out` holds.
     """
 
@@ -55,6 +57,7 @@ class LocalizeReport:
     area: float
     skipped: int
     kept: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
     regions: RegionReport = field(default_factory=RegionReport, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -63,6 +66,8 @@ class LocalizeReport:
             f"regions: {self.images} images, {self.made} computed, {self.images - self.made} from the cache, in {self.out}",
             f"         {self.empty} empty, {self.full} cover the whole image; the others cover {share} of the image on average",
         ]
+        if line := source_line(self.source):
+            lines.append(line)
         if self.kept:
             lines.append(f"sam:     {self.kept} parts kept as they were: what the model drew did not fit them")
         if self.full:
@@ -197,6 +202,8 @@ class _Run:
         seen = {name: value for name, value in read.to_dict().items() if name not in _NOT_SEEN}
         parts = [localizer.fingerprint, self.refine_settings, seen] + ([sam.fingerprint] if sam else [])
         self.settings = json.dumps(parts, sort_keys=True)
+        training = getattr(localizer, "training", None)
+        self.source: dict[str, Any] = training.source() if training else {}
         self.skipped = SkippedFiles()
         self.counts = _Counts()
         self._kept_before = sam.kept if sam else 0
@@ -328,6 +335,8 @@ class _Run:
         """The index, of this process alone where there are several, and the list of skipped files where there is one."""
         if self.counts.images:
             self.cache.meta.update(prompt=self.prompt, localizer=self.localizer.fingerprint, refine=self.refine_settings, read=self.read.to_dict())
+            self.cache.meta.pop("source", None)  # of whatever made the folder before
+            self.cache.meta.update({"source": self.source} if self.source else {})
             if self.sam or "sam" in self.cache.meta:
                 self.cache.meta["sam"] = self.sam.fingerprint if self.sam else None
             self.cache.save(part=None if ranks.size == 1 else (ranks.rank, ranks.size))
@@ -348,7 +357,7 @@ class _Run:
                 skipped.rows = sorted(counts.skipped)
                 self._write_skipped(out, skipped)
         if ranks.is_main and counts.images and (counts.made or not (out / FILE).is_file()):  # figures of maps exist only when they are computed
-            counts.report.write(out)
+            counts.report.write(out, **({"source": self.source} if self.source else {}))
         if ranks.size > 1:
             ranks.gather(None)  # nobody goes on before the index is there
         if not counts.images:
@@ -359,7 +368,7 @@ class _Run:
             raise ValueError(f"localize: the {said} nothing: {counts.empty} of {counts.images} regions are empty. Reword it, lower the threshold "
                              "(look at a few images with mwm preview), or take another localizer.")
         found = counts.images - counts.empty
-        return LocalizeReport(out, counts.images, counts.made, counts.empty, counts.full, counts.area / found, len(counts.skipped), counts.kept, counts.report)
+        return LocalizeReport(out, counts.images, counts.made, counts.empty, counts.full, counts.area / found, len(counts.skipped), counts.kept, self.source, counts.report)
 
     @staticmethod
     def _write_skipped(out: Path, skipped: SkippedFiles) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mwm.localize.protocol import UnsupportedImage, check_images, default_device
 from mwm.localize.tiny_model import MODALITIES, TinyModel, normalise, prompt_ids
 from mwm.localize.tiny_text import OTHERS, parse_prompt, vocabulary_text
+from mwm.localize.training import Training
 
 __all__ = ["TinyLocalizer"]
 
@@ -43,6 +44,7 @@ class TinyLocalizer:
     """
 
     name = "tiny"
+    training = Training("masks", None, "mwm/localize/weights/tiny_card.md")
 
     def __init__(self, device: Any = None) -> None:
         self.device = default_device(device)

@@ -23,13 +23,13 @@ class Training:
 
     Attributes:
         on: "masks" or "captions".
-        images: Number of images with one, those that chose the epoch included.
-        list: Hash of the images with their masks or captions.
+        images: Number of images with one, those that chose the epoch included; None where it is not known.
+        list: Hash of the images with their masks or captions, or where to read about them.
         before: What the model had learnt from in an earlier `mwm localize train`, if in any.
     """
 
     on: str
-    images: int
+    images: int | None
     list: str
     before: Training | None = None
 
@@ -86,12 +86,12 @@ def source_line(source: Any) -> str:
     if not isinstance(kind, str) or not kind.isprintable() or len(kind) > 120:
         return ""
     images, on = source.get("images"), _WORDS.get(str(source.get("trained_on")))
-    behind = f"; the localizer learnt from the {on} of {images} images" if on and isinstance(images, int) else ""
+    behind = f"; the localizer learnt from {on}" + (f" of {images} images" if isinstance(images, int) else "") if on else ""
     return f"source: {kind}{behind}" + ("; these regions are not found by text alone" if kind == SUPERVISED else "")
 
 
 def _parse(value: Any, name: str, depth: int) -> Training:
-    fits = isinstance(value, Mapping) and depth < _DEEP and value.get("on") in _WORDS and isinstance(value.get("images"), int) and isinstance(value.get("list"), str)
+    fits = isinstance(value, Mapping) and depth < _DEEP and value.get("on") in _WORDS and isinstance(value.get("images"), int | None) and isinstance(value.get("list"), str)
     if not fits:
         raise ValueError(f"{name}: {KEY} in config.json must be what mwm localize train wrote, got something else. Restore the file.")
     before = value.get("before")
