@@ -112,6 +112,13 @@ def test_what_cannot_be_captured_ends_in_one_sentence(short: Callable[..., Path]
         short("run", mask_ratio=0.5, cuda_graph=True)
 
 
+def test_hidden_decoding_needs_masks_of_a_fixed_count(short: Callable[..., Path], recorder: Replaying) -> None:
+    with pytest.raises(TrainError, match="cuda_graph with decode hidden must have masks of a fixed count"):
+        short("run", high=0.8, low=0.4, decode="hidden", cuda_graph=True)
+    short("fixed", high=0.8, mask_ratio=0.55, decode="hidden", cuda_graph=True, epochs=2)
+    assert recorder.recorded == 1 and recorder.replayed == 5
+
+
 def test_graphs_are_refused_where_there_are_none(short: Callable[..., Path], config: PretrainConfig) -> None:
     with pytest.raises(TrainError, match="cuda_graph must be false on cpu"):
         short("run", mask_ratio=0.5, cuda_graph=True)

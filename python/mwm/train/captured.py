@@ -59,7 +59,7 @@ class CudaRecorder:
 
 
 def check(device: torch.device, processes: int) -> None:
-    """Whether steps can be captured here.
+    """Refuses what steps cannot be captured on.
 
     Raises:
         TrainError: the device has no CUDA graphs, or several processes share the step.
@@ -68,6 +68,21 @@ def check(device: torch.device, processes: int) -> None:
         raise TrainError(f"pretrain: cuda_graph must be false on {device.type}, which has no CUDA graphs, got true. Leave it out, or take --device cuda.")
     if processes > 1:
         raise TrainError(f"pretrain: cuda_graph must be false with several processes, got true with {processes}. Leave it out, or start one process.")
+
+
+def check_masks(decode: str, visible: int | None) -> None:
+    """Refuses masks whose *hidden* patches a captured step would have to count on the device.
+
+    Args:
+        decode: "dense" or "hidden".
+        visible: visible patches per image where constant.
+
+    Raises:
+        TrainError: decode="hidden" with masks whose count varies.
+    """
+    if decode == "hidden" and visible is None:
+        raise TrainError("pretrain: cuda_graph with decode hidden must have masks of a fixed count, got one that follows the regions. Give --mask-ratio, or leave one of "
+                         "the two out.")
 
 
 class CapturedGradients:

@@ -92,7 +92,10 @@ class _Trainer:
             self._resume()
         self.wrapped = distributed.wrap(self.model, self.world)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.captured = captured.CapturedGradients(self._gradients, trained, self.config.patch_size, self.world.device) if self.config.cuda_graph else None
+        self.captured = None
+        if self.config.cuda_graph:
+            captured.check_masks(self.config.decode, self.prepared.policy.visible(self.config.grid))
+            self.captured = captured.CapturedGradients(self._gradients, trained, self.config.patch_size, self.world.device)
         if self.world.is_main:
             record.claim_folder(self.config, continues=self.prepared.continues)
             self._write_facts("running")
