@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_MAX_EDGE = 4096  # pixels of an input; a hostile size would take all memory
 _CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
 
@@ -36,6 +37,9 @@ def local_folder(checkpoint: str, name: str, example: str, configs: tuple[str, .
     if path.is_dir():
         if not any((path / config).is_file() for config in configs):
             raise ValueError(f"{name}: checkpoint must be a folder with {' or '.join(configs)}, got {checkpoint!r} without one. Give the folder that save_pretrained wrote.")
+        special = next((found.name for pattern in _CONTENT for found in path.glob(pattern) if found.exists() and not found.is_file() and not found.is_dir()), None)
+        if special is not None:  # a pipe waits for its writer, a device never ends
+            raise ValueError(f"{name}: checkpoint must hold regular files, got {special!r} in {checkpoint!r}, which is a pipe or device. Remove it.")
         return path
     if path.exists() or not _HUB_NAME.fullmatch(checkpoint):
         raise ValueError(f"{name}: checkpoint must be a local folder or a hub name owner/model, got {checkpoint!r}. For example {example}.")
@@ -74,11 +78,24 @@ def quiet_transformers(*, bars: bool) -> Iterator[None]:
 
 
 def image_settings(processor: Any) -> tuple[tuple[int, int], Tensor, Tensor, str]:
-    """Input size, mean and std [3, 1, 1] and interpolation of a checkpoint's image processor."""
-    size = processor.size
-    edge = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
-    mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return (int(edge[0]), int(edge[1])), mean, std, "bicubic" if int(processor.resample) == 3 else "bilinear"
+    """Input size, mean and std [3, 1, 1] and interpolation of a checkpoint's image processor.
+
+    Raises:
+        ValueError: one of them is no such thing, or the size is beyond 4096.
+    """
+    try:
+        size = processor.size
+        edge = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+        edge = int(edge[0]), int(edge[1])
+        mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+        resample = int(processor.resample)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"checkpoint: its image processor must tell size, image_mean, image_std and resample, got something else ({first_line(error)}). "
+                         "Download or save it again.") from error
+    if not all(1 <= length <= _MAX_EDGE for length in edge) or not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
+        raise ValueError(f"checkpoint: its image processor must have a size in 1 … {_MAX_EDGE}, finite means and positive deviations, got {edge}, {mean.flatten().tolist()} and "
+                         f"{std.flatten().tolist()}. Download or save it again.")
+    return edge, mean, std, "bicubic" if resample == 3 else "bilinear"
 
 
 def content_hash(folder: Path) -> str:

@@ -127,7 +127,7 @@ def _read(source: str | Path, options: dict[str, Any]) -> tuple[Any, Any, dict[s
         if found.get("model_type") != "clipseg":
             raise ValueError(f"clipseg: checkpoint must be a CLIPSeg model, got {str(source)!r} of type {found.get('model_type', 'unknown')!r}. "
                              "Give a CLIPSeg checkpoint such as CIDAS/clipseg-rd64-refined.")
-        processor = CLIPSegProcessor.from_pretrained(source, **options)
+        processor = CLIPSegProcessor.from_pretrained(source, trust_remote_code=False, **options)  # said, or transformers may ask on the terminal
         try:
             model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
         except OSError:

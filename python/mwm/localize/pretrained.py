@@ -94,7 +94,7 @@ def _read(source: str | Path, name: str, kinds: dict[str, tuple[str, str]], exam
         raise _Refused(f"{name}: transformers must have {lacking[0]} for a checkpoint of type {kind!r}, got version {transformers.__version__} without it. "
                        "Install a newer transformers.")
     model_class, processor_class = (getattr(transformers, wanted) for wanted in kinds[kind])
-    processor = processor_class.from_pretrained(source, **options)
+    processor = processor_class.from_pretrained(source, trust_remote_code=False, **options)  # said, or transformers asks on the terminal
     try:
         model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except OSError:

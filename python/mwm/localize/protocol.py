@@ -82,6 +82,10 @@ def default_device(device: Any = None) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"localize: device must be cpu, cuda or cuda:N, got {device!r}.") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"localize: device must be cpu, cuda or cuda:N, got {str(device)!r}.")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"localize: device must be present, got {str(device)!r} on a machine without CUDA. Use cpu.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"localize: device must be present, got {str(device)!r} on a machine with {torch.cuda.device_count()} of them. They count from 0.")
     return found
