@@ -202,3 +202,33 @@ def test_a_folder_of_images_becomes_regions(folder: Path, tmp_path: Path) -> Non
         Image.fromarray((scan[0] * 255).to(torch.uint8).numpy()).save(tmp_path / f"{k}.png")
     report = localize_folder(tmp_path, LUNGS, localizer(folder, setting="fast"), tmp_path.with_name("regions"), progress=False)
     assert report.images == 3 == len(list(read_list(tmp_path))) and 0 < report.area < 1
+
+
+def test_gscorecam_is_the_papers_formula_written_out_on_the_library(folder: Path) -> None:
+    """Channels by their signed mean gradient, each scored by the model's own logit of the image seen through it (Chen et al. 2022, section 3; the authors' gscore_cam.py)."""
+    from transformers import CLIPModel
+
+    ours = mwm.create_localizer("gscorecam", checkpoint=folder, device="cpu", channels=6)
+    model, image = CLIPModel.from_pretrained(folder).eval(), scans(1)
+    layer, text = model.vision_model.encoder.layers[ours.layer], ours.tower.text([LUNGS])
+    pixels, black = ours.tower.preprocess(image), (0 - ours.tower.mean) / ours.tower.std
+
+    def logit(x: torch.Tensor) -> torch.Tensor:
+        embedding = model.get_image_features(pixel_values=x)
+        embedding = embedding if isinstance(embedding, torch.Tensor) else embedding.pooler_output
+        return model.logit_scale.exp() * torch.cosine_similarity(embedding, text)
+
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    (gradient,) = torch.autograd.grad(logit(pixels).sum(), seen[0])
+    handle.remove()
+    order = gradient[0, 1:].mean(0).argsort(descending=True)[:6]
+    assert float(gradient[0, 1:].mean(0).abs().topk(6).values.min()) > 0 and set(order.tolist()) != set(gradient[0, 1:].mean(0).abs().topk(6).indices.tolist())
+    maps = seen[0][0, 1:, order].detach().T.reshape(6, 3, 3)
+    scores = []
+    for one in maps:
+        part = torch.nn.functional.interpolate(((one - one.min()) / (one.max() - one.min()))[None, None], pixels.shape[2:], mode="bilinear", align_corners=False)
+        scores.append(float(logit(black + part * (pixels - black)).detach()))
+    weights = torch.softmax(torch.tensor(scores), 0)
+    expected = (weights[:, None, None] * maps).sum(0).relu()[None]
+    assert torch.allclose(ours(image, [LUNGS]), to_maps(expected, image, "gscorecam"), atol=1e-4)

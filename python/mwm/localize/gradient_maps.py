@@ -92,8 +92,9 @@ class GradcamLocalizer:
 class GscorecamLocalizer(GradcamLocalizer):
     """gScoreCAM (Chen et al., ACCV 2022): the channels with the largest gradients, each weighted by how well the image, seen through it, matches the text.
 
-    For each of the chosen channels the activation map, from 0 to 1, multiplies the image, which goes through the whole model again; the cosines, through a softmax, are the
-    weights of relu(Σ w_c h_c). Costs `channels` passes per image.
+    Largest with their sign, as in the authors' code: a channel that speaks against the text is not chosen. For each of the chosen channels the activation map, from 0 to 1,
+    multiplies the image, which goes through the whole model again; the model's logits (cosine times its temperature), through a softmax, are the weights of relu(Σ w_c h_c).
+    Unlike in the authors' code channels that were not chosen have no weight, and what is hidden is black. Costs `channels` passes per image.
 
     Args:
         checkpoint: As for `gradcam`, and so are the arguments that are not listed here.
@@ -118,10 +119,10 @@ class GscorecamLocalizer(GradcamLocalizer):
         self.channels = max(1, width // 10) if channels is None else channels
         if isinstance(self.channels, bool) or not isinstance(self.channels, int) or not 1 <= self.channels <= width:
             raise ValueError(f"gscorecam: channels must be in 1 … {width}, got {channels!r}.")
-        self.fingerprint += f" {self.channels}"
+        self.fingerprint += f" {self.channels} signed, logits"
 
     def _map(self, h: Tensor, gradient: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
-        strongest = self._channels(gradient).mean((2, 3)).abs().topk(self.channels, dim=1).indices
+        strongest = self._channels(gradient).mean((2, 3)).topk(self.channels, dim=1).indices
         maps = self._channels(h)
         return torch.stack([self._scored(maps[k, strongest[k]], pixels[k], text[k : k + 1]) for k in range(len(maps))])
 
@@ -132,4 +133,4 @@ class GscorecamLocalizer(GradcamLocalizer):
         black = (0 - self.tower.mean) / self.tower.std
         scores = [F.cosine_similarity(text, self._suffix(self.tower.prefix(black + part * (pixels - black), self.layer)), dim=-1, eps=COSINE_EPS)
                   for part in shown.split(self.batch_size)]
-        return (torch.softmax(torch.cat(scores), 0)[:, None, None] * maps).sum(0).relu()
+        return (torch.softmax(self.tower.logit_scale * torch.cat(scores), 0)[:, None, None] * maps).sum(0).relu()

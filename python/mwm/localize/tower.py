@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mwm.localize.training import Training
 from mwm.localize.vit_block import Block
@@ -37,6 +37,7 @@ class Tower:
         device: Where it runs.
         fingerprint: Changes with the weights.
         training: What the model learnt from in `mwm localize train`, or None.
+        logit_scale: Factor by which the model was trained to multiply cosines.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -55,6 +56,7 @@ class Tower:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fingerprint: str = ""
     training: Training | None = None
+    logit_scale: float = 100.0
     _texts: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -146,3 +148,10 @@ class Tower:
         if not off <= _AGREE:
             raise ValueError(f"{name}: the vision tower must be a plain pre-norm transformer, got a {self.kind} whose parts do not add up to its own embedding "
                              f"(off by {off:.1e}). Take another checkpoint.")
+
+
+def logit_scale(model: nn.Module, usual: float = 100.0) -> float:
+    """exp of a model's learned temperature, which CLIP-like models keep as `logit_scale`; the usual one where there is none, or no finite one."""
+    stored = getattr(model, "logit_scale", None)
+    scale = float(stored.detach().float().exp().flatten()[0]) if isinstance(stored, Tensor) and stored.numel() else usual
+    return scale if 0 < scale < float("inf") else usual

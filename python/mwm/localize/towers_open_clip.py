@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mwm.localize.checkpoints import first_line
 from mwm.localize.open_clip_settings import read_settings
-from mwm.localize.tower import OPEN_CLIP_CONFIG, Tower
+from mwm.localize.tower import OPEN_CLIP_CONFIG, Tower, logit_scale
 from mwm.localize.vit_block import Block, Linear, Norm
 
 SAFE, TENSORS_ONLY = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
@@ -110,7 +110,7 @@ def _tower(model: nn.Module, name: str, encode: _Texts) -> Tower:
     else:
         raise ValueError(f"{name}: the vision tower must be a transformer, got {type(trunk or visual).__name__}. Take a ViT checkpoint.")
     return Tower(embed, blocks, tail, one_token, leading, grid, size, mean, std, "bilinear" if shape.get("interpolation") == "bilinear" else "bicubic", encode,
-                 model.encode_image, f"open_clip {type(trunk or visual).__name__}")
+                 model.encode_image, f"open_clip {type(trunk or visual).__name__}", logit_scale=logit_scale(model))
 
 
 def _own_block(block: nn.Module, name: str) -> Block:

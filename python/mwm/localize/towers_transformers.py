@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mwm.localize.checkpoints import commit_of, first_line, image_settings, quiet_transformers
-from mwm.localize.tower import Tower
+from mwm.localize.tower import Tower, logit_scale
 from mwm.localize.training import KEY, training_from
 from mwm.localize.vit_block import Block, Linear, Norm
 
@@ -120,7 +120,7 @@ def _tower(model: nn.Module, name: str, encode: _Texts, images: tuple[tuple[int,
     if size != edge:
         size = edge  # processors resize the shorter edge and crop; the tower knows what it takes
     return Tower(embed, blocks, tail, one_token, leading, (edge[0] // patch[0], edge[1] // patch[1]), size, mean, std, resample, encode,
-                 lambda pixels: _embedding(model.get_image_features(pixel_values=pixels)), type(model).__name__)
+                 lambda pixels: _embedding(model.get_image_features(pixel_values=pixels)), type(model).__name__, logit_scale=logit_scale(model))
 
 
 def _ends(vision: nn.Module, project: nn.Module, name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], bool, int]:
