@@ -74,53 +74,63 @@ def _relative(ours: Tensor, theirs: Tensor, floor: float = 1e-3) -> float:
     return gap / scale if gap == gap else float("inf")
 
 
-def compare(net: nn.Module, active: Tensor, *, channels: int, patch: int = 32, train: bool = True, seed: int = 1, sparse: nn.Module | None = None) -> Difference:
+def compare(net: nn.Module, active: Tensor, *, channels: int, patch: int = 32, train: bool = True, seed: int = 1, sparse: nn.Module | None = None,
+            backward: bool = True) -> Difference:
     """Run both on noise in float64, forward and backward.
 
     Args:
-        net: dense net; copied.
+        net: dense net; copied, unless it is in float64 already: then it shares its parameters with the sparse one, and its mode and buffers move.
         active: bool [B, Gh, Gw]
         channels: of the image.
         patch: edge of a patch in pixels.
         train: mode of the nets.
         sparse: the net to test, if not `mwm.sparsify` of a copy.
+        backward: compare gradients, too.
     """
-    ours = mwm.sparsify(copy.deepcopy(net)).double().train(train) if sparse is None else sparse
+    own = any(p.dtype != torch.float64 for p in net.parameters()) or sparse is not None
+    dense = (copy.deepcopy(net).double() if own else net).train(train)
+    if sparse is None:
+        # Large nets would not fit twice into memory; buffers are copied, since running statistics move.
+        sparse = mwm.sparsify(copy.deepcopy(dense, {id(p): p for p in dense.parameters()})).train(train)
     generator = torch.Generator().manual_seed(seed)
     batch, rows, columns = active.shape
     images = torch.randn(batch, channels, rows * patch, columns * patch, generator=generator, dtype=torch.float64)
     mine, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
-    found = maps_of(ours(mwm.pack(mine, active)))
-    dense = copy.deepcopy(net).double().train(train)
+    with torch.set_grad_enabled(backward):
+        found = maps_of(sparse(mwm.pack(mine, active)))
+    packed = [isinstance(a, mwm.Packed) for a in found]
+    found = [a.unpack() if isinstance(a, mwm.Packed) else a for a in found]
+    weights = [torch.randn(a.shape, generator=generator, dtype=torch.float64) for a in found]
+    if backward:
+        sum((a * weight).sum() for a, weight in zip(found, weights, strict=True)).backward()
+    gradients = _taken(sparse)
     mode = MaskMultiply(active)
-    with mode:
+    with mode, torch.set_grad_enabled(backward):
         expected = maps_of(dense(theirs))
     result = Difference(maps=len(found))
-    loss_mine = loss_theirs = 0.0
-    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
-        if isinstance(a, mwm.Packed):
+    loss = 0.0
+    for i, (a, b, weight) in enumerate(zip(found, expected, weights, strict=True)):
+        if packed[i]:
             if not mode.is_map(b):
                 b = b.permute(0, 3, 1, 2) if b.dim() == 4 else b
-            mask = mode.mask(*b.shape[2:])[:, None]
-            a, b = a.unpack(), b * mask
+            b = b * mode.mask(*b.shape[2:])[:, None]
         gap = _relative(a, b)
         result.outputs = max(result.outputs, gap)
         if gap > 1e-8:
             result.where.append(f"output {i}: {gap:.1e}")
-        weight = torch.randn(b.shape, generator=generator, dtype=torch.float64)
-        loss_mine, loss_theirs = loss_mine + (a * weight).sum(), loss_theirs + (b * weight).sum()
-    loss_mine.backward()
-    loss_theirs.backward()
-    scale = max([1e-6, *(p.grad.abs().max().item() for p in dense.parameters() if p.grad is not None and p.grad.numel())])
-    for (name, p), q in zip(ours.named_parameters(), dense.parameters(), strict=True):
-        if q.grad is None and p.grad is None:
+        loss = loss + (b * weight).sum()
+    if backward:
+        loss.backward()
+    correct = _taken(dense)
+    scale = max([1e-6, *(grad.abs().max().item() for grad in correct if grad is not None and grad.numel())])
+    for (name, p), a, b in zip(sparse.named_parameters(), gradients, correct, strict=True):
+        if a is None and b is None:
             continue
-        a, b = (torch.zeros_like(v) if v.grad is None else v.grad for v in (p, q))
-        gap = _relative(a, b, floor=1e-6 * scale)
+        gap = _relative(torch.zeros_like(p) if a is None else a, torch.zeros_like(p) if b is None else b, floor=1e-6 * scale)
         result.gradients = max(result.gradients, gap)
         if gap > 1e-7:
             result.where.append(f"gradient of {name}: {gap:.1e}")
-    for (name, p), q in zip(ours.named_buffers(), dense.buffers(), strict=True):
+    for (name, p), q in zip(sparse.named_buffers(), dense.buffers(), strict=True):
         gap = _relative(p.double(), q.double())
         result.buffers = max(result.buffers, gap)
         if gap > 1e-8:
@@ -133,3 +143,11 @@ def compare(net: nn.Module, active: Tensor, *, channels: int, patch: int = 32, t
         if gap > 1e-7:
             result.where.append(f"gradient of the image: {gap:.1e}")
     return result
+
+
+def _taken(net: nn.Module) -> list[Tensor | None]:
+    """The gradients of the parameters, which are left without."""
+    gradients = [p.grad for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = None
+    return gradients
