@@ -53,6 +53,77 @@ def test_assignments_and_meta_survive_and_merge(tmp_path: Path) -> None:
     assert len(RegionCache(tmp_path)) == 1, "regions of another prompt do not stay behind"
 
 
+def test_two_processes_that_fill_one_folder_keep_each_others_assignments(tmp_path: Path) -> None:
+    """Both open the folder before either writes its index; the second had thrown the images of the first away."""
+    one, two = RegionCache(tmp_path), RegionCache(tmp_path)
+    for number, cache in enumerate((one, two)):
+        cache.put(key := cache.key(str(number)), REGION)
+        cache.assign(number, key)
+        cache.meta["prompt"] = "lungs"
+    one.save()
+    two.save()
+    assert len(RegionCache(tmp_path)) == 2
+    one.assign(5, one.key("0"))
+    one.save()
+    assert len(RegionCache(tmp_path)) == 3
+    other = RegionCache(tmp_path)
+    other.meta["prompt"] = "brain"
+    other.assign(9, other.key("0"))
+    other.save()
+    assert len(RegionCache(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"regions": {"0000000a": "../../../../../etc/passwd"}}, {"regions": {"0000000a": 5}}, {"regions": [1, 2]}, {"regions": {"../x": "0" * 32}}, {"meta": "abc"}, {"meta": [1]},
+    {"regions": {"0000000a": "/" + "0" * 31}},
+])
+def test_an_index_that_points_elsewhere_or_is_none_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+    RegionCache(tmp_path).save()
+    stored = json.loads((tmp_path / "regions.json").read_text())
+    (tmp_path / "regions.json").write_text(json.dumps(stored | change))
+    with pytest.raises(DataError, match=r"regions\.json in .* is damaged"):
+        open_regions(tmp_path)
+
+
+def test_an_index_of_a_hundred_thousand_brackets_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "regions.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is damaged"):
+        open_regions(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge", "NaN", "stack"])
+def test_a_region_file_that_is_none_is_missing_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    cache = RegionCache(tmp_path)
+    cache.put(key := cache.key("a"), REGION)
+    (path,) = tmp_path.rglob("*.region")
+    if kind == "huge":
+        with path.open("r+b") as file:
+            file.truncate(20 * 2**30)
+    else:
+        path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "NaN":
+        write_array(path, np.full((4, 4), np.nan, np.float32), packed=True)
+    elif kind == "stack":
+        write_array(path, np.zeros((2, 4, 4), np.uint8), packed=True)
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        assert key not in cache
+        with pytest.raises(KeyError):
+            cache.get(key)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header"])
 def test_a_damaged_region_is_made_again_not_used(tmp_path: Path, damage: str) -> None:
     cache = RegionCache(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +22,8 @@ _MAGIC = b"MWM1"
 _DTYPES = {1: np.dtype("u1"), 2: np.dtype("<u2"), 3: np.dtype("<f2"), 4: np.dtype("<f4")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _DIGEST = 16
+_MAX_PAYLOAD = 4 * MAX_PIXELS
+_MAX_BYTES = _MAX_PAYLOAD + (_MAX_PAYLOAD >> 8) + 4096  # deflating may add a little; the header
 
 
 class CorruptEntry(Exception):
@@ -64,8 +67,11 @@ def read_array(path: Path) -> NDArray:
 
     Raises:
         FileNotFoundError: there is no such entry.
-        CorruptEntry: the file is damaged.
+        CorruptEntry: the file is damaged, or no regular file of a possible size (a pipe would be waited for, a device read for ever).
     """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+        raise CorruptEntry
     data = path.read_bytes()
     try:
         magic, code, packed, ndim, _ = struct.unpack_from("<4sBBBB", data)
@@ -77,7 +83,7 @@ def read_array(path: Path) -> NDArray:
         if hashlib.blake2b(data[:size] + payload, digest_size=_DIGEST).digest() != data[size : size + _DIGEST]:
             raise CorruptEntry
         wanted = int(np.prod(shape, dtype=np.int64)) * _DTYPES[code].itemsize
-        if wanted > 4 * MAX_PIXELS:
+        if wanted > _MAX_PAYLOAD:
             raise CorruptEntry
         if packed:
             payload = zlib.decompressobj().decompress(payload, wanted + 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +18,14 @@ from torch import Tensor
 
 from . import blob
 from .errors import DataError
+from .limits import MAX_LIST_BYTES
 from .masks import MaskFolder, read_record_mask
 from .records import Record
 from .settings import ReadSettings
 
 INDEX = "regions.json"
 _FORMAT = "mwm regions 1"
+_ID, _KEY = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"part-\d+-of-\d+\.json|\.(part-\d+-of-\d+|regions)\.json\.\d+\.[0-9a-f]+\.tmp")
 
 
@@ -55,8 +59,8 @@ class RegionCache:
     def __contains__(self, key: str) -> bool:
         """Whether a whole region is stored under the key; a damaged one counts as missing, so that it is made again."""
         try:
-            blob.read_array(self._path(key))
-        except (OSError, blob.CorruptEntry):
+            self.get(key)
+        except KeyError:
             return False
         return True
 
@@ -85,7 +89,10 @@ class RegionCache:
             KeyError: there is none, or it is damaged; make it again.
         """
         try:
-            return torch.from_numpy(blob.read_array(self._path(key)).astype(np.float32) / np.float32(255))
+            values = blob.read_array(self._path(key))
+            if values.ndim != 2 or values.dtype != np.uint8:
+                raise blob.CorruptEntry
+            return torch.from_numpy(values.astype(np.float32) / np.float32(255))
         except (OSError, blob.CorruptEntry) as error:
             raise KeyError(key) from error
 
@@ -94,7 +101,8 @@ class RegionCache:
         self._fresh[f"{record_id:08x}"] = key
 
     def save(self, part: tuple[int, int] | None = None) -> None:
-        """Write the assignments and `meta`; images assigned by earlier calls stay, unless `meta` changed since.
+        """Write the assignments and `meta`; images assigned by earlier calls stay, unless `meta` changed since. Those that another process wrote with the same `meta`
+        meanwhile stay, too.
 
         Args:
             part: Rank and number of processes that share the work: this one's assignments go to a file of their own, for `merge`.
@@ -104,15 +112,23 @@ class RegionCache:
         """
         self.meta = json.loads(json.dumps(self.meta, default=str))
         now = json.dumps(self.meta, sort_keys=True)
-        if part is None:
-            if now != self._meta_before:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if part is not None:
+            self._write(self.folder / _part(*part), self._fresh)
+            return
+        with _alone(self.folder):
+            stored = _read_index(self.folder / INDEX)
+            if stored and json.dumps(stored["meta"], sort_keys=True) == now:
+                self._keys = {**self._keys, **stored["regions"]} if now == self._meta_before else dict(stored["regions"])
+            elif now != self._meta_before:
                 self._keys = {}
             self._keys.update(self._fresh)
             self._meta_before = now
-        keys = self._keys if part is None else self._fresh
-        self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self.folder / INDEX, self._keys)
+
+    def _write(self, path: Path, keys: dict[str, str]) -> None:
         text = json.dumps({"format": _FORMAT, "meta": self.meta, "regions": dict(sorted(keys.items()))}, indent=1)
-        blob.write_bytes(self.folder / (INDEX if part is None else _part(*part)), text.encode())
+        blob.write_bytes(path, text.encode())
 
     def drop_part(self, part: tuple[int, int]) -> None:
         """Remove the file that `save` wrote for a rank in an earlier run."""
@@ -259,13 +275,38 @@ def _part(rank: int, size: int) -> str:
     return f"part-{rank:04d}-of-{size:04d}.json"
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes of this machine that write the index of the folder wait; where folders cannot be locked nobody does."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
+    damaged = f"regions: {path.name} in {path.parent.name} is damaged. Remove it and run mwm localize again: the regions themselves are kept."
     try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError("it is too large")
         stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"regions: {path.name} in {path.parent.name} is damaged. Remove it and run mwm localize again: the regions themselves are kept.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(damaged) from error
     if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
         raise DataError(f"regions: {path.name} in {path.parent.name} was not written by this version. Remove the folder and run mwm localize again.")
+    meta, keys = stored.setdefault("meta", {}), stored.setdefault("regions", {})
+    # A key is part of a path: nothing but a hash may stand there.
+    if not isinstance(meta, dict) or not isinstance(keys, dict) or not all(_ID.fullmatch(name) and isinstance(key, str) and _KEY.fullmatch(key) for name, key in keys.items()):
+        raise DataError(damaged)
     return stored
