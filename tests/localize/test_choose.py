@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mwm.cli import main
 from mwm.data import demo_folder, read_list
-from mwm.localize.choose import Candidate, candidates_of, choose_settings, corrected, small_dice
+from mwm.localize import UnsupportedImage
+from mwm.localize.choose import Candidate, candidates_of, choose_settings, corrected, small_dice, telling_dice
 
 
 class Fake:
@@ -70,6 +71,46 @@ def test_regions_that_follow_the_image_beat_noise_and_those_that_are_always_the_
     assert scores["middle"] == 0 and abs(scores["noise"]) < 0.1 and scores["everything"] == -float("inf")
     assert not found.with_labels and "No label was read" in str(found) and "without labels" in found.to_dict()["chosen_by"]
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+class Choosy(Fake):
+    """Bright pixels; refuses all images but those whose square lies in the upper half, where its setting says so."""
+
+    def __init__(self, choosy: bool = False, shift: int = 0) -> None:
+        super().__init__("bright")
+        self.choosy, self.shift = choosy, shift
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        if self.choosy and any(float(one[0, :20].amax()) < 0.5 for one in images):
+            raise UnsupportedImage("choosy: no")
+        return super().__call__(images, prompts).roll(self.shift, -1)
+
+
+def test_settings_that_refuse_the_hard_images_do_not_win_by_the_others(data: Path) -> None:
+    """Dice of a refused image is that of an empty region; it had been left out, and the candidates were judged on different images."""
+    records, candidates = list(read_list(data / "index.csv")), candidates_of({"choosy": [True, False], "shift": [1]})
+    for masks in ("masks", None):
+        found = choose_settings(lambda given: Choosy(given["choosy"], 0 if given["choosy"] else 1), records, lambda level: ["a", "bc"], candidates, masks=masks, progress=False)
+        by = {dict(j.candidate.localizer)["choosy"]: j for j in found.judged}
+        assert by[True].useless > 0.3 and by[False].useless == 0
+        if masks:
+            assert by[False].dice > 0.9 > by[True].dice == pytest.approx(1 - by[True].useless, abs=0.02) and found.judged[0] is by[False]
+
+
+def test_regions_that_are_empty_alike_are_no_agreement(data: Path) -> None:
+    """A cut that leaves some images empty had gained agreement and stability by them."""
+    assert telling_dice(torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)) is None
+    assert telling_dice(torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)) is None
+    assert telling_dice(torch.tensor([True, False]), torch.tensor([False, False])) == 0
+
+    class Fading(Fake):
+        def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+            noise = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(1009 * self.seed + len(prompts[0]) + int(1000 * images.sum())))
+            weak = (images[:, 0, :20].amax((1, 2)) < 0.5).float()[:, None, None]  # nothing but a faint map on some images, noise on the others
+            return noise * (1 - weak) + 0.05 * noise * weak
+
+    found = choose_settings(lambda settings: Fading(), list(read_list(data / "index.csv")), lambda level: ["a", "bc", "def"], candidates_of({"threshold": [0.5]}), progress=False)
+    assert 0.2 < found.judged[0].useless <= 0.5 and abs(found.judged[0].agreement) < 0.1 and abs(found.judged[0].stability) < 0.1
 
 
 def test_masks_decide_alone_where_they_are_given(data: Path) -> None:

@@ -7,6 +7,8 @@ Without labels, three things that a good region has and a bad one may lack, meas
 
 Both are Dice within an image, corrected for chance by the Dice between regions of *different* images under the same settings, (within - between) / (1 - between):
 a region that is always the same place, or always everything, agrees with itself perfectly and says nothing, and gets 0. The score is the mean of the two.
+Two empty regions, and two full ones, agree on nothing and are not compared, nor do they count as different images: else a cut that leaves more images empty would
+look more stable. An image that the localizer refuses under some settings has an empty region under these, so that all candidates answer for the same images.
 Candidates that leave more than half of the regions empty or full are out. A high score is no proof of the right place: look at `mwm localize check` and at the regions.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -197,12 +199,14 @@ def choose_settings(
                 try:
                     maps = _maps(localizer, image, texts, seed + k, labels=truth is not None)
                 except UnsupportedImage:
+                    for candidate in alike:
+                        figures[candidate].refuse(truth)
                     bar.update()
                     continue
                 for candidate in alike:
                     figures[candidate].add(maps, image, RefineSettings(**dict(candidate.refine)), truth)
                 bar.update()
-    seen = max(len(f.regions) for f in figures.values())
+    seen = max(f.accepted for f in figures.values())
     if seen < least:
         raise ValueError(f"choose: images must be at least {least} that the localizer accepts, got {seen}.")
     judged = sorted((f.judge(candidate, masks is not None) for candidate, f in figures.items()), key=lambda j: -j.score)
@@ -218,6 +222,11 @@ def small_dice(a: Tensor, b: Tensor) -> float:
     """Dice of two regions; 1 where both are empty. bool, same shape"""
     total = int(a.sum()) + int(b.sum())
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+def telling_dice(a: Tensor, b: Tensor) -> float | None:
+    """Dice of two regions; None where both are empty or both are full, which is no agreement on a place. bool, same shape"""
+    return None if not bool((a | b).any()) or bool((a & b).all()) else small_dice(a, b)
 
 
 @dataclass(frozen=True)
@@ -255,8 +264,16 @@ class _Figures:
         self.agree: list[float] = []
         self.stable: list[float] = []
         self.dice: list[float] = []
+        self.accepted = 0
+
+    def refuse(self, truth: Tensor | None) -> None:
+        """An image that the localizer does not answer for: no region."""
+        self.regions.append(torch.zeros(_GRID, _GRID, dtype=torch.bool))
+        if truth is not None:
+            self.dice.append(float(not bool((truth >= 0.5).any())))
 
     def add(self, maps: _Maps, image: Tensor, settings: RefineSettings, truth: Tensor | None) -> None:
+        self.accepted += 1
         region = refine(maps.mean, settings, image) >= 0.5
         if truth is not None:
             self.dice.append(small_dice(region, truth >= 0.5))
@@ -265,10 +282,10 @@ class _Figures:
         if truth is not None:
             return
         parts = [_on_grid(refine(one, settings, image) >= 0.5) for one in maps.each]
-        pairs = [small_dice(a, b) for a, b in itertools.combinations(parts, 2)]
-        if pairs:
-            self.agree.append(sum(pairs) / len(pairs))
-        self.stable.append(sum(small_dice(region, _on_grid(refine(one, settings, image) >= 0.5)) for one in maps.changed) / len(maps.changed))
+        changed = [_on_grid(refine(one, settings, image) >= 0.5) for one in maps.changed]
+        for kept, found in ((self.agree, _told(itertools.combinations(parts, 2))), (self.stable, _told((region, one) for one in changed))):
+            if found:
+                kept.append(sum(found) / len(found))
 
     def judge(self, candidate: Candidate, with_labels: bool) -> Judged:
         useless = _mean([float(not bool(r.any()) or bool(r.all())) for r in self.regions])
@@ -276,10 +293,15 @@ class _Figures:
         if with_labels:
             dice = _mean(self.dice)
             return Judged(candidate, dice if dice == dice else -math.inf, math.nan, math.nan, dice, area, useless)
-        between = _mean([small_dice(a, b) for a, b in itertools.combinations(self.regions, 2)])
+        somewhere = [r for r in self.regions if bool(r.any()) and not bool(r.all())]
+        between = _mean([small_dice(a, b) for a, b in itertools.combinations(somewhere, 2)])
         agreement, stability = (corrected(_mean(values), between) if values else math.nan for values in (self.agree, self.stable))
         score = _mean([value for value in (agreement, stability) if value == value])
         return Judged(candidate, -math.inf if useless > _USELESS or score != score else score, agreement, stability, math.nan, area, useless)
+
+
+def _told(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    return [found for a, b in pairs if (found := telling_dice(a, b)) is not None]
 
 
 def _on_grid(region: Tensor) -> Tensor:
