@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.localize.clip_folders import louder, make
 from torch import Tensor
 
 from mwm.cli import main
 from mwm.data import demo_folder, read_list
 from mwm.localize import create_localizer, run_localize
 from mwm.localize.check import Contrast, check_localizer, judge, may_ignore_text, random_letters
+from mwm.localize.check_limits import CheckLimits
 from mwm.localize.ensemble import EnsembleLocalizer
 from mwm.localize.map_figures import centre_prior, correlation, mass_shift
 
@@ -40,6 +42,10 @@ class Fake:
         lung = "lung" in prompts[0]
         if self.behaviour == "follows":
             return spot(images, 0.2, 0.2) if lung else spot(images, 0.8, 0.7)
+        if self.behaviour == "vague":  # every text moves it, whatever it says
+            return spot(images, 0.2 + len(prompts[0]) % 7 / 10, 0.5)
+        if self.behaviour == "fickle":  # what is absent is far off, but other words for the same are elsewhere, too
+            return spot(images, 0.2, 0.2 if prompts[0] == "both lungs" else 0.4) if lung else torch.zeros_like(spot(images, 0, 0))
         if self.behaviour == "fainter":
             return spot(images, 0.2, 0.2, 0.9 if lung else 0.2)
         if self.behaviour == "blind":
@@ -66,7 +72,8 @@ def scans(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("behaviour", "verdict", "reason"), [
     ("follows", "pass", None), ("fainter", "pass", None), ("blind", "fail", "is the same"), ("flat", "fail", "is the same"),
-    ("silent", "fail", "show nothing"), ("noise", "fail", "differs no more than two seeds do"), ("middle", "weak", "middle of the image"),
+    ("silent", "fail", "show nothing"), ("vague", "fail", "no more than that of the prompt in other words"), ("fickle", "weak", "in other words gives another map"),
+    ("noise", "fail", "differs no more than two seeds do"), ("middle", "weak", "middle of the image"),
 ])
 def test_verdict_fits_the_behaviour(scans: Path, behaviour: str, verdict: str, reason: str | None) -> None:
     report = check_localizer(Fake(behaviour), list(read_list(scans)), "both lungs", progress=False)
@@ -74,8 +81,56 @@ def test_verdict_fits_the_behaviour(scans: Path, behaviour: str, verdict: str, r
     assert reason is None or reason in "; ".join(report.reasons)
     assert report.images == 5 and len(report.shown) == 5 and f"verdict: {verdict}" in str(report)
     kinds = [contrast.kind for contrast in report.contrasts]
-    assert kinds == ["neutral", "absent", "random", *(["seed"] if behaviour == "noise" else []), "centre"]
+    assert kinds == ["neutral", "absent", "random", "reworded", *(["seed"] if behaviour == "noise" else []), "centre"]
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_weights_never_pass(seed: int, tmp_path: Path) -> None:
+    """Their maps change with every text, and so they differ for what is absent; they differ as much for the same in other words."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = make("clip", tmp_path / "clip")
+    torch.manual_seed(seed)
+    louder(CLIPModel(CLIPConfig.from_pretrained(folder))).save_pretrained(folder)
+    records = [record for record in read_list(demo_folder()) if "brain_mri" in record.name][:5]
+    report = check_localizer(create_localizer("bottleneck", checkpoint=folder, setting="fast", device="cpu"), records, "brain tumour", progress=False)
+    assert report.verdict != "pass", str(report)
+
+
+def test_a_prompt_set_is_put_in_other_words_sentence_by_sentence_and_too_long_ones_are_left_out(scans: Path) -> None:
+    asked = []
+
+    class Reads(Fake):
+        def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+            asked.append(prompts[0])
+            if len(prompts[0]) > 40:
+                raise ValueError("fake: prompt must be short.")
+            return super().__call__(images, prompts)
+
+    records = list(read_list(scans))[:2]
+    ensemble = EnsembleLocalizer(Reads("follows"), ["lung", "both lungs"], ["chair"])
+    kinds = {c.kind: c for c in check_localizer(ensemble, records, progress=False).contrasts}
+    assert {"lung can be seen here", "both lungs can be seen here"} <= set(asked) and kinds["reworded"].correlation == pytest.approx(1)
+    long = check_localizer(Reads("follows"), records, "a very long prompt about both lungs", progress=False)
+    assert "reworded" not in [c.kind for c in long.contrasts] and long.verdict == "pass"
+
+
+def test_limits_are_told_beside_the_figures_and_can_be_changed(scans: Path, tmp_path: Path, clipseg_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    records = list(read_list(scans))
+    told = str(check_localizer(Fake("fainter"), records, "both lungs", progress=False))
+    assert "shift >= 0.35, or >= 0.1 with correlation <= 0.7" in told and "less than 90 %" in told and "correlation < 0.8" in told
+    strict = CheckLimits.changed(["apart=0.9"])
+    report = check_localizer(Fake("fainter"), records, "both lungs", limits=strict, progress=False)
+    assert report.verdict == "fail" and "shift >= 0.9, or" in str(report) and report.to_dict()["limits"]["apart"] == 0.9
+    out = tmp_path / "check"
+    asked = ["localize", "check", str(scans), "--prompt", "x", "--localizer", "clipseg", "--checkpoint", str(clipseg_folder), "--device", "cpu", "--out", str(out)]
+    assert main([*asked, "--limit", "peak=0", "--limit", "silent=1", "--limit", "shift=0"]) in (0, 2)
+    stored = json.loads((out / "check.json").read_text())["limits"]
+    assert (stored["peak"], stored["silent"], stored["shift"], stored["same"]) == (0, 1, 0, 0.9)
+    for wrong in ("same", "nothing=1", "same=x", "same=nan", "same=2", "=1"):
+        capsys.readouterr()
+        assert main([*asked, "--limit", wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_seed_is_put_back_and_images_are_spread_over_the_list(scans: Path) -> None:
@@ -88,7 +143,7 @@ def test_seed_is_put_back_and_images_are_spread_over_the_list(scans: Path) -> No
 def test_shipped_localizer_passes_because_it_refuses_what_it_does_not_know() -> None:
     records = [record for record in read_list(demo_folder()) if "chest_xray" in record.name][:4]
     report = check_localizer(create_localizer("tiny", device="cpu"), records, "both lungs", progress=False)
-    assert report.verdict == "pass" and all(c.refused == 1 for c in report.contrasts if c.text) and report.shown[0].others["absent"] is None
+    assert report.verdict == "pass" and all(c.refused == 1 for c in report.contrasts if c.text and c.kind != "reworded") and report.shown[0].others["absent"] is None
     left = check_localizer(create_localizer("tiny", device="cpu"), records, "left lung", neutral="both lungs", absent="right lung", progress=False)
     found = {c.kind: c for c in left.contrasts}
     assert left.verdict == "pass" and found["absent"].shift > 0.8 > found["neutral"].shift > 0.2

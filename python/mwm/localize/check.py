@@ -1,11 +1,12 @@
 """Does the map follow the text? CLIP-like models are known to give one map for "brain tumor" and for "sitting on a chair"; this finds it out without labels.
 
 The map of the prompt is compared with those of three other texts: a neutral one ("a medical image"), one that names what is absent ("sitting on a chair"), and
-random letters; with a Gaussian in the image's middle, which a map may follow instead of text and image; and, where the localizer draws noise, with its own map
+random letters; with that of the same prompt in other words, which is to change less than those do, since an untrained network's map, too, changes with every
+text; with a Gaussian in the image's middle, which a map may follow instead of text and image; and, where the localizer draws noise, with its own map
 under another seed, which says how much two maps differ for no reason at all.
 
 Two figures, each a mean over the images: the correlation over pixels, and the mass shift sum |a - b| / sum (a + b), which is 0 for equal maps and 1 where one is
-empty or both lie apart. A map that is merely fainter for the absent thing has the same correlation but another mass. `CheckLimits` says what they must be.
+empty or both lie apart. A map that is merely fainter for the absent thing has the same correlation but another mass. `CheckLimits` says what they must be, and why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,42 +22,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mwm.data import DataError, ReadSettings, Record, read_image
+from mwm.localize.check_limits import CheckLimits
 from mwm.localize.ensemble import EnsembleLocalizer, maps_of
 from mwm.localize.map_figures import centre_prior, correlation, mass_shift
 from mwm.localize.protocol import Localizer, PromptRefused, UnsupportedImage
+from mwm.localize.training import source_line
 
 NEUTRAL, ABSENT = "a medical image", "sitting on a chair"
+REWORDED = "{} can be seen here"
 IMAGES, SHOWN = 16, 12
 _OBEDIENT = frozenset({"tiny", "maps", "edges", "threshold"})  # refuse what they do not know, or read no text at all and say so
-
-
-@dataclass(frozen=True)
-class CheckLimits:
-    """From figures to a verdict. An absent or random text must give another map; a neutral text, the middle and another seed can only weaken a pass.
-
-    Attributes:
-        same: Correlation from which two maps are the same, if their mass shift is below `apart` too.
-        shift: Mass shift below which two maps are the same whatever their correlation.
-        differs: Correlation up to which two maps differ, if their mass shift is at least `moved`.
-        moved: Least mass shift of maps that differ by place.
-        apart: Mass shift from which two maps differ whatever their correlation.
-        centre: Correlation with the middle from which a map is suspected to be the prior.
-        noise: Correlation of two seeds below which a map is mostly noise.
-        margin: The prompt's map must correlate with itself under another seed by this much more than with the other text's map.
-        peak: Largest value below which a map shows nothing.
-        silent: Share of images with such maps from which the prompt finds nothing.
-    """
-
-    same: float = 0.9
-    shift: float = 0.05
-    differs: float = 0.7
-    moved: float = 0.1
-    apart: float = 0.35
-    centre: float = 0.8
-    noise: float = 0.5
-    margin: float = 0.05
-    peak: float = 0.1
-    silent: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,7 @@ class Contrast:
     """The prompt's map against another one.
 
     Attributes:
-        kind: neutral, absent, random, seed or centre.
+        kind: neutral, absent, random, reworded, seed or centre.
         text: What was asked instead.
         correlation: Mean over images; NaN where a map of every pair is constant.
         shift: Mean mass shift; NaN for the centre, which has no mass of its own.
@@ -100,6 +75,9 @@ class CheckReport:
         prompt: The prompt, or the first of several.
         similarity: Mean cosine of image and prompt, where the localizer tells it.
         shown: A few images with their maps.
+        silent: Share of images on which the prompt's map shows nothing.
+        limits: What the figures were held against.
+        source: What the localizer learnt from, as `Training.source`; empty where nothing but its text is known to be behind it.
     """
 
     verdict: str
@@ -110,20 +88,26 @@ class CheckReport:
     prompt: str
     similarity: float | None
     shown: tuple[Shown, ...]
+    silent: float = 0.0
+    limits: CheckLimits = field(default_factory=CheckLimits)
+    source: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
         rows = [{"against": c.kind, "text": c.text, "correlation": _plain(c.correlation), "mass_shift": _plain(c.shift), "refused": c.refused} for c in self.contrasts]
         return {"verdict": self.verdict, "reasons": list(self.reasons), "localizer": self.localizer, "prompt": self.prompt, "images": self.images,
-                "similarity": self.similarity, "contrasts": rows}
+                "similarity": self.similarity, "contrasts": rows, "silent": self.silent, "limits": self.limits.to_dict()} | ({"source": self.source} if self.source else {})
 
     def __str__(self) -> str:
         lines = [f'check: does the map of "{self.prompt[:70]}" follow the text? {self.images} images, localizer {self.localizer}',
-                 f"  {'against':40} {'correlation':>11} {'mass shift':>10}"]
+                 f"  {'against':40} {'correlation':>11} {'mass shift':>10}   passes with"]
         for c in self.contrasts:
             named = f'{c.kind} "{c.text[:28]}"' if c.text else {"centre": "the middle of the image", "seed": "itself, another seed"}[c.kind]
-            told = "refused" if c.refused == 1 else f"{_number(c.correlation)} {'':3}{_number(c.shift)}"
-            lines.append(f"  {named:40} {told:>22}" + (f"   (refused for {100 * c.refused:.0f} % of the images)" if 0 < c.refused < 1 else ""))
+            told = f"{'refused':>11} {'':10}" if c.refused == 1 else f"{_number(c.correlation)} {_number(c.shift, 10)}"
+            lines.append(f"  {named:40} {told}   {self.limits.needed(c.kind)}" + (f"   (refused for {100 * c.refused:.0f} % of the images)" if 0 < c.refused < 1 else ""))
+        lines.append(f"  {'maps of the prompt that show nothing':40} {f'{100 * self.silent:.0f} %':>11} {'':10}   less than {100 * self.limits.silent:g} %")
+        lines.append(f"  fails where the absent or the random text gives the same map: {self.limits.failing()}")
+        lines += [line for line in (source_line(self.source),) if line]
         return "\n".join([*lines, f"verdict: {self.verdict}" + (" - " + "; ".join(self.reasons) if self.reasons else "")])
 
 
@@ -184,10 +168,13 @@ def check_localizer(
     if not run.shown:
         raise ValueError(f"check: images must hold a usable one, got none: {run.lost or 'the list is empty.'}")
     contrasts = run.contrasts()
-    verdict, reasons = judge(contrasts, sum(float(one.prompt.max()) < limits.peak for one in run.shown) / len(run.shown), limits)
+    silent = sum(float(one.prompt.max()) < limits.peak for one in run.shown) / len(run.shown)
+    verdict, reasons = judge(contrasts, silent, limits)
+    training = getattr(localizer, "training", None)
     told = (getattr(localizer, "prompts", None) or (prompt or chosen[0].prompt,))[0]
     similarity = sum(run.similarity) / len(run.similarity) if run.similarity else None
-    return CheckReport(verdict, reasons, contrasts, len(run.shown), localizer.name, told, similarity, tuple(run.shown[:SHOWN]))
+    return CheckReport(verdict, reasons, contrasts, len(run.shown), localizer.name, told, similarity, tuple(run.shown[:SHOWN]), silent, limits,
+                       training.source() if training else {})
 
 
 def judge(contrasts: Sequence[Contrast], silent: float, limits: CheckLimits | None = None) -> tuple[str, tuple[str, ...]]:
@@ -203,19 +190,25 @@ def judge(contrasts: Sequence[Contrast], silent: float, limits: CheckLimits | No
     bad, poor = [], []
     if silent >= limits.silent:
         bad.append(f"the maps of the prompt show nothing on {100 * silent:.0f} % of the images")
-    seeds = found.get("seed")
+    seeds, reworded = found.get("seed"), found.get("reworded")
+    reworded = None if reworded is None or reworded.refused >= 0.5 else reworded
     for kind in ("absent", "random", "neutral"):
         c = found.get(kind)
         if c is None or c.refused >= 0.5:
             continue
         same = c.shift < limits.shift or (not c.correlation < limits.same and c.shift < limits.apart)
         lost = seeds is not None and c.shift < limits.apart and c.correlation > seeds.correlation - limits.margin
+        vague = kind != "neutral" and reworded is not None and c.shift < reworded.shift + limits.margin
         differs = c.shift >= limits.apart or (c.shift >= limits.moved and c.correlation <= limits.differs)
         if same or lost:
             why = "is the same" if same else "differs no more than two seeds do"
             (poor if kind == "neutral" else bad).append(f'the map of "{c.text}" {why}')
+        elif vague:
+            bad.append(f'the map of "{c.text}" differs no more than that of the prompt in other words')
         elif not differs and kind != "neutral":
             poor.append(f'the map of "{c.text}" is much alike')
+    if reworded is not None and reworded.shift >= limits.moved and not reworded.correlation >= limits.steady:
+        poor.append("the prompt in other words gives another map")
     if seeds is not None and not seeds.correlation >= limits.noise:
         poor.append("two seeds give different maps")
     if "centre" in found and found["centre"].correlation >= limits.centre:
@@ -233,7 +226,7 @@ class _Run:
     """Maps and figures of the images that were looked at."""
 
     def __init__(self, localizer: Localizer, texts: dict[str, str]) -> None:
-        self.localizer, self.texts, self.lost = localizer, texts, ""
+        self.localizer, self.others, self.texts, self.lost = localizer, texts, dict(texts), ""
         self.inner = getattr(localizer, "inner", localizer)
         self.shown: list[Shown] = []
         self.similarity: list[float] = []
@@ -248,12 +241,13 @@ class _Run:
             self.similarity.append(float(told.reshape(-1)[0]))
         self._compare("centre", own, centre_prior(*own.shape), shift=False)
         others: dict[str, Tensor | None] = {}
-        for kind, text in self.texts.items():
+        for kind, text in self.others.items():
             try:
                 others[kind] = self._ask(image, text, self._instead(text))
                 self._compare(kind, own, others[kind])
             except (PromptRefused, UnsupportedImage):
                 others[kind], self.refused[kind] = None, self.refused.get(kind, 0) + 1
+        self._reword(image, prompt, own)
         if hasattr(self.inner, "seed"):
             before = self.inner.seed
             self.inner.seed = before + 1
@@ -262,6 +256,21 @@ class _Run:
             finally:
                 self.inner.seed = before
         self.shown.append(Shown(image[0], own, others))
+
+    def _reword(self, image: Tensor, prompt: str, own: Tensor) -> None:
+        """Ask the prompt in other words, where the localizer can read them."""
+        prompts = getattr(self.localizer, "prompts", ()) or (prompt,)
+        texts = [REWORDED.format(text) for text in prompts]
+        self.texts.setdefault("reworded", texts[0])
+        asked = self.inner
+        if self.localizer is not self.inner:
+            asked = EnsembleLocalizer(self.inner, texts, getattr(self.localizer, "negatives", ()), self.localizer.weight)
+        try:
+            self._compare("reworded", own, self._ask(image, texts[0], asked))
+        except (PromptRefused, UnsupportedImage):
+            self.refused["reworded"] = self.refused.get("reworded", 0) + 1
+        except ValueError:  # too long for the text tower
+            return
 
     def _instead(self, text: str) -> Localizer:
         """The localizer that asks another text: of an ensemble, with the same negative prompts."""
@@ -280,7 +289,7 @@ class _Run:
     def contrasts(self) -> tuple[Contrast, ...]:
         """Means over the images."""
         found = []
-        for kind in (*self.texts, "seed", "centre"):
+        for kind in (*self.others, "reworded", "seed", "centre"):
             pairs, refused = self.figures.get(kind, []), self.refused.get(kind, 0)
             if pairs or refused:
                 means = [_mean([pair[k] for pair in pairs]) for k in (0, 1)]
@@ -297,5 +306,5 @@ def _plain(value: float) -> float | None:
     return None if value != value else value
 
 
-def _number(value: float) -> str:
-    return f"{value:7.2f}" if value == value else f"{'-':>7}"
+def _number(value: float, width: int = 11) -> str:
+    return f"{value:{width}.2f}" if value == value else f"{'-':>{width}}"
