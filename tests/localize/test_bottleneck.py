@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mwm.bench.authors_m2ib import authors_map
 from tests.localize.clip_folders import DEPTH, make
 
 import mwm
-from mwm.data import read_list
+from mwm.data import ReadSettings, open_regions, read_image, read_list
 from mwm.localize import localize_folder
 from mwm.localize.bottleneck import BottleneckLocalizer, image_seed, to_maps
 from mwm.localize.presets import PRESETS, preset
@@ -136,7 +137,11 @@ def test_a_map_that_is_not_finite_is_an_error_and_not_a_region() -> None:
     ({"copies": 0}, "copies must be whole numbers"),
     ({"copies": [2, 2], "steps": 10}, "one number per step but the last"),
     ({"steps": 1}, "steps must be a whole number from 2 on"),
-    ({"in_flight": 0}, "in_flight must be at least 1"),
+    ({"in_flight": 0}, "in_flight must be a whole number of at least 1"), ({"in_flight": 1.5}, "in_flight must be"), ({"in_flight": "many"}, "in_flight must be"),
+    ({"seed": 1.5}, "seed must be a whole number"), ({"seed": "x" * 80}, "seed must be"), ({"seed": -1}, "seed must be"),
+    ({"min_similarity": "high"}, "min_similarity must be a cosine"), ({"min_similarity": float("nan")}, "min_similarity must be a cosine"), ({"min_similarity": True}, "min_similarity must be"),
+    ({"setting": ["fast"]}, "setting must be"),
+    ({"trust_remote_code": "never"}, "trust_remote_code must be true or false"), ({"offline": "no way"}, "offline must be true or false"),
 ])
 def test_settings_that_do_not_fit_are_refused_before_the_model_is_asked(folder: Path, settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
@@ -147,8 +152,19 @@ def test_settings_that_do_not_fit_are_refused_before_the_model_is_asked(folder: 
 def test_gscorecam_asks_for_channels_that_exist(folder: Path) -> None:
     with pytest.raises(ValueError, match="channels must be in 1 … 32"):
         mwm.create_localizer("gscorecam", checkpoint=folder, device="cpu", channels=33)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         mwm.create_localizer("gradcam", checkpoint=folder, device="cpu", batch_size=0)
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("gradcam", {"batch_size": "a"}), ("gscorecam", {"batch_size": 2.5}), ("gradcam", {"trust_remote_code": "never"}), ("clipseg", {"batch_size": 0}),
+    ("clipseg", {"batch_size": "a"}), ("clipseg", {"offline": "off the net"}), ("detector", {"batch_size": "a"}), ("detector", {"relative": "maybe"}),
+])
+def test_settings_of_another_type_are_refused_by_their_name(tmp_path: Path, name: str, settings: dict) -> None:
+    """They come from --setting NAME=VALUE; a word that merely counts as true must not switch remote code on."""
+    (argument,) = settings
+    with pytest.raises(ValueError, match=f"^{name}: {argument} must be"):
+        mwm.create_localizer(name, checkpoint=tmp_path, device="cpu", **settings)
 
 
 @pytest.mark.parametrize("name", ["gradcam", "gscorecam"])
@@ -232,3 +248,21 @@ def test_gscorecam_is_the_papers_formula_written_out_on_the_library(folder: Path
     weights = torch.softmax(torch.tensor(scores), 0)
     expected = (weights[:, None, None] * maps).sum(0).relu()[None]
     assert torch.allclose(ours(image, [LUNGS]), to_maps(expected, image, "gscorecam"), atol=1e-4)
+
+
+def test_soft_regions_of_a_folder_are_kept_as_grids_and_found_again(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for k, scan in enumerate(scans(3, height=280, width=300)):
+        Image.fromarray((scan[0] * 255).to(torch.uint8).numpy()).save(tmp_path / f"{k}.png")
+    out, settings = tmp_path.with_name("soft"), mwm.localize.RefineSettings(soft=True, method="otsu")
+    ours = localizer(folder, setting="fast")
+    localize_folder(tmp_path, LUNGS, ours, out, settings, progress=False)
+    assert ours.map_grid == (3, 3) and json.loads((out / "regions.json").read_text())["format"] == "mwm regions 2"
+    assert max(path.stat().st_size for path in out.rglob("*.region")) < 3000
+    again = localizer(folder, setting="fast")
+    assert localize_folder(tmp_path, LUNGS, again, out, settings, progress=False).made == 0
+    regions = open_regions(out)
+    for record in read_list(tmp_path):
+        heat = again(read_image(record, ReadSettings())[None], [LUNGS])
+        assert float((regions.region(record) - mwm.localize.refine(heat, settings)[0]).abs().max()) <= 1 / 255 + 1e-3

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mwm.localize.capacity import COSINE_EPS, Schedule, capacity, optimise
 from mwm.localize.presets import pinned
-from mwm.localize.protocol import UnsupportedImage, check_images
+from mwm.localize.protocol import UnsupportedImage, check_flag, check_images, check_whole
 from mwm.localize.towers import load_tower
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -85,10 +85,15 @@ class BottleneckLocalizer:
         self.seed, self.min_similarity, self.precision, self.setting = seed, min_similarity, precision, setting
         chosen = known.beta if beta is None and known else beta
         self.schedule = _schedule(setting, copies, steps, 0.1 if chosen is None else chosen, sigma)
+        check_whole(seed, "seed", self.name, least=0)
+        for argument, flag in (("offline", offline), ("trust_remote_code", trust_remote_code)):
+            check_flag(flag, argument, self.name)
+        if min_similarity is not None and (isinstance(min_similarity, bool) or not isinstance(min_similarity, (int, float)) or not -1 <= min_similarity <= 1):
+            raise ValueError(f"bottleneck: min_similarity must be a cosine in [-1, 1], got {min_similarity!r}.")
         if precision not in _PRECISIONS:
             raise ValueError(f"bottleneck: precision must be fp32 or bf16, got {precision!r}.")
-        if in_flight is not None and in_flight < 1:
-            raise ValueError(f"bottleneck: in_flight must be at least 1, got {in_flight}.")
+        if in_flight is not None:
+            check_whole(in_flight, "in_flight", self.name)
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
         self.training = self.tower.training
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
@@ -218,7 +223,7 @@ def to_maps(saliency: Tensor, images: Tensor, name: str) -> Tensor:
 
 
 def _schedule(setting: str, copies: int | Sequence[int] | None, steps: int | None, beta: float, sigma: float) -> Schedule:
-    if setting not in SETTINGS:
+    if not isinstance(setting, str) or setting not in SETTINGS:
         raise ValueError(f"bottleneck: setting must be {' or '.join(SETTINGS)}, got {setting!r}.")
     for argument, value in (("beta", beta), ("sigma", sigma)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or value == float("inf"):

@@ -19,7 +19,7 @@ from mwm.localize.checkpoints import (
     quiet_transformers,
 )
 from mwm.localize.presets import pinned
-from mwm.localize.protocol import check_images, default_device
+from mwm.localize.protocol import check_flag, check_images, check_whole, default_device
 from mwm.localize.training import KEY, training_from
 
 
@@ -50,7 +50,8 @@ class ClipsegLocalizer:
 
     def __init__(self, checkpoint: str | Path, device: Any = None, *, revision: str | None = None, offline: bool = False, batch_size: int = 8) -> None:
         self.checkpoint = str(checkpoint)
-        self.batch_size = batch_size
+        self.batch_size = check_whole(batch_size, "batch_size", self.name)
+        check_flag(offline, "offline", self.name)
         self.device = default_device(device)
         source, revision, _ = pinned(checkpoint, "clipseg", revision)
         folder = local_folder(source, "clipseg", "CIDAS/clipseg-rd64-refined")

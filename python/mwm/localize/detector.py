@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mwm.localize.checkpoints import quiet_transformers
 from mwm.localize.pretrained import read_pretrained
-from mwm.localize.protocol import check_images, default_device
+from mwm.localize.protocol import check_flag, check_images, check_whole, default_device
 
 _KINDS = {
     "grounding-dino": ("GroundingDinoForObjectDetection", "GroundingDinoProcessor"),
@@ -63,8 +63,9 @@ class DetectorLocalizer:
         for argument, value in {"box_threshold": box_threshold or 0.0, "text_threshold": text_threshold, "soft_edge": soft_edge, "max_area": max_area}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"detector: {argument} must be in [0, 1], got {value!r}.")
-        if batch_size < 1:
-            raise ValueError(f"detector: batch_size must be at least 1, got {batch_size}.")
+        check_whole(batch_size, "batch_size", self.name)
+        for argument, flag in (("offline", offline), ("relative", relative)):
+            check_flag(flag, argument, self.name)
         self.device = default_device(device)
         found = read_pretrained(checkpoint, self.name, _KINDS, "IDEA-Research/grounding-dino-tiny", revision=revision, offline=offline)
         self.kind, self.processor = found.kind, found.processor

@@ -15,7 +15,7 @@ from torch import Tensor
 from mwm.localize.bottleneck import to_maps, which_layer
 from mwm.localize.capacity import COSINE_EPS
 from mwm.localize.presets import pinned
-from mwm.localize.protocol import check_images
+from mwm.localize.protocol import check_flag, check_images, check_whole
 from mwm.localize.towers import load_tower
 
 
@@ -45,8 +45,9 @@ class GradcamLocalizer:
     def __init__(self, checkpoint: str | Path, device: Any = None, *, layer: int | None = None, batch_size: int = 8, revision: str | None = None,
                  offline: bool = False, trust_remote_code: bool = False) -> None:
         source, revision, _ = pinned(checkpoint, self.name, revision)
-        if batch_size < 1:
-            raise ValueError(f"{self.name}: batch_size must be at least 1, got {batch_size}.")
+        check_whole(batch_size, "batch_size", self.name)
+        for argument, flag in (("offline", offline), ("trust_remote_code", trust_remote_code)):
+            check_flag(flag, argument, self.name)
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
         self.training = self.tower.training
         self.layer, self.batch_size = which_layer(layer, self.tower.depth - 2, self.tower.depth, self.name), batch_size

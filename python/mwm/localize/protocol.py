@@ -66,6 +66,28 @@ def check_images(images: Any, prompts: Any, name: str) -> None:
             raise ValueError(f"{name}: images must be in [0, 1], got {float(low):.3g} … {float(high):.3g}. Read them with mwm.data.read_image, and normalise after localizing.")
 
 
+def check_whole(value: Any, argument: str, name: str, *, least: int = 1) -> int:
+    """A setting that is a whole number; the command line hands on whatever was typed.
+
+    Raises:
+        ValueError: it is none, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: {argument} must be a whole number of at least {least}, got {value!r}.")
+    return value
+
+
+def check_flag(value: Any, argument: str, name: str) -> bool:
+    """A setting that is True or False, and not a word that merely counts as true.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {argument} must be true or false, got {value!r}.")
+    return value
+
+
 def default_device(device: Any = None) -> torch.device:
     """The device asked for, or the first CUDA device where there is one, else the CPU. Under torchrun "first" means that of LOCAL_RANK.
 

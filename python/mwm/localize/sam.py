@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from mwm.localize.pretrained import read_pretrained
-from mwm.localize.protocol import check_images, default_device
+from mwm.localize.protocol import check_images, check_whole, default_device
 from mwm.localize.refine import component_boxes
 
 _KINDS = {
@@ -66,8 +66,8 @@ class SamRefiner:
         for argument, value in {"margin": margin, "min_agreement": min_agreement, "max_area": max_area}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"sam: {argument} must be in [0, 1], got {value!r}.")
-        if most < 1 or batch_size < 1:
-            raise ValueError(f"sam: most and batch_size must be at least 1, got {most} and {batch_size}.")
+        for argument, number in (("most", most), ("batch_size", batch_size)):
+            check_whole(number, argument, self.name)
         self.device = default_device(device)
         found = read_pretrained(checkpoint, self.name, _KINDS, "facebook/sam-vit-base", revision=revision, offline=offline)
         self.kind, self.processor, self.model = found.kind, found.processor, found.model.to(self.device)
