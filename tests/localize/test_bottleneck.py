@@ -139,7 +139,8 @@ def test_a_map_that_is_not_finite_is_an_error_and_not_a_region() -> None:
     ({"steps": 1}, "steps must be a whole number from 2 on"),
     ({"in_flight": 0}, "in_flight must be a whole number of at least 1"), ({"in_flight": 1.5}, "in_flight must be"), ({"in_flight": "many"}, "in_flight must be"),
     ({"seed": 1.5}, "seed must be a whole number"), ({"seed": "x" * 80}, "seed must be"), ({"seed": -1}, "seed must be"),
-    ({"min_similarity": "high"}, "min_similarity must be a cosine"), ({"min_similarity": float("nan")}, "min_similarity must be a cosine"), ({"min_similarity": True}, "min_similarity must be"),
+    ({"min_similarity": "high"}, "min_similarity must be a cosine"), ({"min_similarity": float("nan")}, "min_similarity must be a cosine"),
+    ({"min_similarity": True}, "min_similarity must be"),
     ({"setting": ["fast"]}, "setting must be"),
     ({"trust_remote_code": "never"}, "trust_remote_code must be true or false"), ({"offline": "no way"}, "offline must be true or false"),
 ])
