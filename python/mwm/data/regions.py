@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import blob
+from . import blob, region_grid
 from .errors import DataError
 from .limits import MAX_LIST_BYTES
 from .masks import MaskFolder, read_record_mask
@@ -24,7 +24,7 @@ from .records import Record
 from .settings import ReadSettings
 
 INDEX = "regions.json"
-_FORMAT = "mwm regions 1"
+_FORMAT, _WITH_GRIDS = "mwm regions 1", "mwm regions 2"  # the second where a region is kept as a grid, which versions before could not read
 _ID, _KEY = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"part-\d+-of-\d+\.json|\.(part-\d+-of-\d+|regions)\.json\.\d+\.[0-9a-f]+\.tmp")
 
@@ -33,8 +33,9 @@ class RegionCache:
     """A folder of regions.
 
     A region lies under the hash of everything it depends on (see `key`), as 8-bit values, round(255 r): the precision that
-    `region_coverage` counts in. `regions.json` says which region belongs to which image id, and, in `meta`, how they were made. No
-    file name and no header text is written.
+    `region_coverage` counts in; a soft one as grid and outline, where that gives the same to 1/255 (see `mwm.data.region_grid`).
+    `regions.json` says which region belongs to which image id, and, in `meta`, how they were made. No file name and no header
+    text is written.
 
     Args:
         folder: Made when something is written.
@@ -50,6 +51,7 @@ class RegionCache:
         self._meta_before = json.dumps(self.meta, sort_keys=True, default=str)
         self._keys: dict[str, str] = dict(stored.get("regions") or {})
         self._fresh: dict[str, str] = {}
+        self._format: str = stored.get("format", _FORMAT)
 
     @staticmethod
     def key(*parts: str | bytes) -> str:
@@ -66,12 +68,14 @@ class RegionCache:
 
     contains = __contains__
 
-    def put(self, key: str, region: Tensor | np.ndarray) -> None:
+    def put(self, key: str, region: Tensor | np.ndarray, *, surface: Tensor | None = None, grid: tuple[int, int] | None = None) -> None:
         """Store a region atomically.
 
         Args:
             key: From `key`.
             region: float [H, W] in [0, 1].
+            surface: The map that the values of a soft region are taken from. float [H, W]
+            grid: Rows and columns of that map before it was brought to the image's size; with `surface` the region is kept as a grid where that is exact enough.
 
         Raises:
             DataError: it is no such map.
@@ -80,7 +84,11 @@ class RegionCache:
         values = torch.as_tensor(region).detach().cpu().float()
         if values.ndim != 2 or not values.numel() or not bool(torch.isfinite(values).all()) or float(values.min()) < 0 or float(values.max()) > 1:
             raise DataError(f"regions: region must be a finite map [H, W] in [0, 1], got {tuple(values.shape)}.")
-        blob.write_array(self._path(key), (values * 255).round().to(torch.uint8).numpy(), packed=True, durable=False)
+        stored = (values * 255).round().to(torch.uint8).numpy()
+        coarse = region_grid.encode(stored, surface.detach().cpu().float().numpy(), grid) if surface is not None and grid is not None else None
+        if coarse is not None:
+            self._format = _WITH_GRIDS
+        blob.write_array(self._path(key), stored if coarse is None else coarse, packed=True, durable=False)
 
     def get(self, key: str) -> Tensor:
         """The region under a key. float32 [H, W] in [0, 1]
@@ -90,6 +98,8 @@ class RegionCache:
         """
         try:
             values = blob.read_array(self._path(key))
+            if values.ndim == 1 and values.dtype == np.uint8:
+                values, self._format = region_grid.decode(values), _WITH_GRIDS
             if values.ndim != 2 or values.dtype != np.uint8:
                 raise blob.CorruptEntry
             return torch.from_numpy(values.astype(np.float32) / np.float32(255))
@@ -127,7 +137,7 @@ class RegionCache:
             self._write(self.folder / INDEX, self._keys)
 
     def _write(self, path: Path, keys: dict[str, str]) -> None:
-        text = json.dumps({"format": _FORMAT, "meta": self.meta, "regions": dict(sorted(keys.items()))}, indent=1)
+        text = json.dumps({"format": self._format, "meta": self.meta, "regions": dict(sorted(keys.items()))}, indent=1)
         blob.write_bytes(path, text.encode())
 
     def drop_part(self, part: tuple[int, int]) -> None:
@@ -145,6 +155,7 @@ class RegionCache:
         for stored in parts:
             self.meta = dict(stored["meta"])
             self._fresh.update(stored["regions"])
+            self._format = max(self._format, stored["format"])
         if parts:
             self.save()
         for path in self.folder.glob("part-*.json"):
@@ -303,7 +314,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(damaged) from error
-    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+    if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, _WITH_GRIDS):
         raise DataError(f"regions: {path.name} in {path.parent.name} was not written by this version. Remove the folder and run mwm localize again.")
     meta, keys = stored.setdefault("meta", {}), stored.setdefault("regions", {})
     # A key is part of a path: nothing but a hash may stand there.

@@ -68,6 +68,7 @@ class BottleneckLocalizer:
 
     Attributes:
         training: What the checkpoint learnt from in `mwm localize train`, or None.
+        map_grid: Rows and columns of a map before it is brought to the image's size.
         similarity: Cosines of the last call's images and prompts, without noise. float32 [B], after `many` [P, B]; None before the first.
         seed: May be set to another number, for another draw of the noise.
 
@@ -95,7 +96,7 @@ class BottleneckLocalizer:
         if in_flight is not None:
             check_whole(in_flight, "in_flight", self.name)
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
-        self.training = self.tower.training
+        self.training, self.map_grid = self.tower.training, self.tower.grid
         self.layer = which_layer(layer, known.layer if known else None, self.tower.depth, self.name)
         self.in_flight = in_flight or (10 if self.tower.device.type == "cpu" else 256)
         self._suffix = self.tower.suffix(self.layer, _PRECISIONS[precision], prepared=True)

@@ -51,6 +51,11 @@ class EnsembleLocalizer:
         return f"{self.inner.fingerprint} ensemble {hashlib.blake2b(texts, digest_size=8).hexdigest()}"
 
     @property
+    def map_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the maps of the localizer inside, where it tells them."""
+        return getattr(self.inner, "map_grid", None)
+
+    @property
     def training(self) -> Training | None:
         """What the localizer inside learnt from, where it is one that was trained."""
         return getattr(self.inner, "training", None)

@@ -293,7 +293,8 @@ class _Run:
         """In a thread: refine one map and write its region."""
         try:
             region = refine(found, settings, one.image) if settings else found
-            self.cache.put(one.key, region)
+            grid = getattr(self.localizer, "map_grid", None) if settings and settings.soft and not settings.crf else None
+            self.cache.put(one.key, region, surface=found, grid=grid)
         except ValueError as error:  # NaN: this image only
             return one.record, error
         return one.record, (one.key, self._measured(region, one.heat, one.similarity))

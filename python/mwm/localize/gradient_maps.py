@@ -33,6 +33,7 @@ class GradcamLocalizer:
 
     Attributes:
         training: What the checkpoint learnt from in `mwm localize train`, or None.
+        map_grid: Rows and columns of a map before it is brought to the image's size.
         similarity: Cosines of the last call's images and prompts. float32 [B]; None before the first.
 
     Raises:
@@ -49,7 +50,7 @@ class GradcamLocalizer:
         for argument, flag in (("offline", offline), ("trust_remote_code", trust_remote_code)):
             check_flag(flag, argument, self.name)
         self.tower = load_tower(source, device, name=self.name, offline=offline, trust_remote_code=trust_remote_code, revision=revision)
-        self.training = self.tower.training
+        self.training, self.map_grid = self.tower.training, self.tower.grid
         self.layer, self.batch_size = which_layer(layer, self.tower.depth - 2, self.tower.depth, self.name), batch_size
         self._suffix = self.tower.suffix(self.layer)
         self.fingerprint = f"{self.name} 1 {self.tower.fingerprint} {self.layer}"
