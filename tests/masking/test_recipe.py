@@ -7,8 +7,10 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mwm.masking import UniformPolicy
 
@@ -37,3 +39,22 @@ def test_recipe_policy_can_be_matched(block: type) -> None:
     policy, request = block(), {"grid": (7, 7), "seed": 0, "ids": torch.arange(50), "epoch": 1}
     matched = UniformPolicy(match=policy)
     assert torch.equal(matched(None, **request).flatten(1).sum(1), policy(None, **request).flatten(1).sum(1))
+
+
+def test_recipe_policy_is_shown_by_preview_with_the_flags_it_has_settings_for(
+    block: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """preview had handed every policy the settings of region, which refused all others."""
+    from mwm.cli import main
+    from mwm.masking import registry
+
+    monkeypatch.setitem(registry._POLICIES, "block", block)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for k in range(3):
+            Image.fromarray(np.tril(np.full((64, 64), 255, np.uint8), 8 * k)).save(tmp_path / folder / f"{k}.png")
+    words = ["preview", str(tmp_path / "images"), "--regions", str(tmp_path / "masks"), "--image-size", "64", "--patch-size", "16", "--policy", "block",
+             "--out", str(tmp_path / "out")]
+    assert main([*words, "--high", "0.9", "--low", "0.3"]) == 0, capsys.readouterr().err
+    assert main([*words, "--empty", "low"]) == 2
+    assert "settings of block must be among high, low, got empty" in capsys.readouterr().err

@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def policy_of(options: argparse.Namespace) -> Any:
     """The masking policy that the flags describe."""
-    from mwm.masking import create_policy
+    from mwm.masking import create_policy, settings_of
+    from mwm.masking.coverage import MIN_COVER
 
     if options.policy == "uniform" and options.foreground is None:
         return create_policy("uniform", mask_ratio=0.6 if options.mask_ratio is None else options.mask_ratio)
@@ -54,6 +55,10 @@ def policy_of(options: argparse.Namespace) -> Any:
                          "Make it with mwm localize --localizer threshold --prompt body.")
     if options.policy == "foreground":
         return create_policy("foreground", match=create_policy("region", **settings))
+    if options.policy != "region":  # a policy of one's own takes those flags that it has settings for
+        defaults = {"empty": "mean", "min_cover": MIN_COVER}
+        known = settings_of(options.policy)
+        settings = {name: value for name, value in settings.items() if name in known or value != defaults.get(name)}
     return create_policy(options.policy, **settings)
 
 

@@ -11,7 +11,7 @@ from mwm.masking.coverage import RegionSurvey, inside_grid, split_maps, stack_in
 from mwm.masking.foreground import ForegroundPolicy
 from mwm.masking.policy import MaskRequest, Policy
 from mwm.masking.region import PRESETS, RegionPolicy
-from mwm.masking.registry import create_policy, list_policies, policy_from_dict
+from mwm.masking.registry import create_policy, list_policies, policy_from_dict, settings_of
 from mwm.masking.statistics import RegionStatistics, format_statistics, region_statistics
 from mwm.masking.uniform import UniformPolicy
 
@@ -30,6 +30,7 @@ __all__ = [
     "list_policies",
     "policy_from_dict",
     "region_statistics",
+    "settings_of",
     "split_maps",
     "stack_inside",
     "survey_regions",

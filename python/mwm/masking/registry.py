@@ -22,6 +22,17 @@ def list_policies() -> list[str]:
     return sorted(_POLICIES)
 
 
+def settings_of(name: str) -> list[str]:
+    """Names of the settings that a policy takes.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in _POLICIES:
+        raise ValueError(f"create_policy: name must be one of {', '.join(list_policies())}, got {name!r}.")
+    return [*inspect.signature(_POLICIES[name]).parameters]
+
+
 def create_policy(name: str, **settings: Any) -> Policy:
     """Build a masking policy by name.
 
@@ -37,14 +48,11 @@ def create_policy(name: str, **settings: Any) -> Policy:
         ValueError: the name is unknown, or a setting is out of its range.
         TypeError: a setting is unknown or of the wrong type.
     """
-    policy = _POLICIES.get(name)
-    if policy is None:
-        raise ValueError(f"create_policy: name must be one of {', '.join(list_policies())}, got {name!r}.")
-    known = [*inspect.signature(policy).parameters]
+    known = settings_of(name)
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         raise TypeError(f"create_policy: settings of {name} must be among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-    return policy(**settings)
+    return _POLICIES[name](**settings)
 
 
 def policy_from_dict(settings: dict[str, Any]) -> Policy:
