@@ -247,3 +247,14 @@ def test_a_link_out_of_a_folder_of_masks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "masks" / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match="a link to a place outside"):
         MaskFolder(tmp_path / "masks")
+
+
+def test_one_mask_is_not_given_to_images_of_two_folders(tmp_path: Path, png) -> None:
+    """Patients' folders often hold files of the same names; the mask of one patient had been used for all of them."""
+    for name in ("images/a/1.png", "images/b/1.png", "masks/1.png"):
+        png(name, ramp().astype(np.uint8))
+    first, second = read_list(tmp_path / "images")
+    folder = MaskFolder(tmp_path / "masks")
+    assert folder.find(first) == folder.find(first) == tmp_path / "masks" / "1.png"
+    with pytest.raises(DataError, match=r"1\.png fits both a/1\.png and b/1\.png"):
+        folder.find(second)

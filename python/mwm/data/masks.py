@@ -88,6 +88,8 @@ def match_size(region: Tensor, size: tuple[int, int], name: str) -> Tensor:
 class MaskFolder:
     """Masks found by the names of their images: the same relative name, or the same stem, perhaps with _mask, -mask, _seg, -seg or _region behind.
 
+    A mask belongs to one image: where a mask without folders in its name fits images of several folders, the second image that asks for it is refused.
+
     Args:
         folder: Where they are.
 
@@ -101,6 +103,7 @@ class MaskFolder:
             raise DataError(f"regions: {str(folder)!r} must be a folder of regions or masks, which is not there. Make it with mwm localize, or check the path.")
         self._by_stem: dict[str, list[Path]] = {}
         self._by_name: set[str] = set()
+        self._owners: dict[Path, str] = {}
         root = self.folder.resolve()
         for path in sorted(self.folder.rglob("*")):
             if path.is_symlink():
@@ -116,11 +119,11 @@ class MaskFolder:
         """The mask of an image, or None.
 
         Raises:
-            DataError: several files fit.
+            DataError: several files fit, or the file is the mask of another image.
         """
         file = record.name.removesuffix(f"#{record.frame}") if record.frame else record.name
         if file in self._by_name:
-            return self.folder / file
+            return self._owned(self.folder / file, file)
         stem = stem_of(file)
         for base in dict.fromkeys((stem, stem.rpartition("/")[2])):
             for ending in _ENDINGS:
@@ -129,8 +132,14 @@ class MaskFolder:
                     names = ", ".join(path.name for path in found[:3])
                     raise DataError(f"regions: each image must have one mask, got {len(found)} for {record.name} ({names}). Remove all but one.")
                 if found:
-                    return found[0]
+                    return self._owned(found[0], file)
         return None
+
+    def _owned(self, path: Path, file: str) -> Path:
+        owner = self._owners.setdefault(path, file)
+        if owner != file:
+            raise DataError(f"regions: each image must have a mask of its own, but {path.name} fits both {owner} and {file}. Put the masks into folders like those of the images.")
+        return path
 
     def has(self, record: Record) -> bool:
         """Whether an image has a mask."""
