@@ -1,8 +1,8 @@
 """How regions are best kept on disk: bytes, time to write, time to open in a data loader. `python bench/region_files.py [COUNT]` prints a table.
 
 Maps as localizers make them at 512 x 512: masks of one to three blobs, and soft maps, bilinear from a grid of 14 x 14. Formats: 8 bits (round(255 r), the
-precision in which patches are counted), the same at a quarter of the edge, float16, and the float16 grid alone, all deflated; a file each, with and without fsync, or
-all in one shard with offsets. "Open" is one region in random order as float32.
+precision in which patches are counted), the same at a quarter of the edge, float16, the float16 grid alone, and, of soft maps, grid and outline
+(`mwm.data.region_grid`), all deflated; a file each, with and without fsync, or all in one shard with offsets. "Open" is one region in random order as float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mwm.data import blob
+from mwm.data import blob, region_grid
 
 
 def maps(count: int, soft: bool) -> list[np.ndarray]:
@@ -51,8 +51,14 @@ def quarter(region: np.ndarray) -> np.ndarray:
     return eight(F.interpolate(torch.from_numpy(region)[None, None], (128, 128), mode="area")[0, 0].numpy())
 
 
+def outlined(region: np.ndarray) -> np.ndarray:
+    return region_grid.encode(eight(region), region, (14, 14))
+
+
 def back(stored: np.ndarray) -> np.ndarray:
     """What a data set gets. float32 [512, 512]"""
+    if stored.ndim == 1:
+        return region_grid.decode(stored).astype(np.float32) / np.float32(255)
     wide = torch.from_numpy(stored.astype(np.float32) / np.float32(255 if stored.dtype == np.uint8 else 1))
     return wide.numpy() if wide.shape[0] == 512 else F.interpolate(wide[None, None], (512, 512), mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -92,13 +98,13 @@ def in_shard(folder: Path, regions: list[np.ndarray], encode) -> tuple[float, fl
                 file.flush()
                 os.fsync(file.fileno())
     wrote = time.perf_counter() - begin
-    shape, dtype = encode(regions[0]).shape, encode(regions[0]).dtype
+    dtype, shape = encode(regions[0]).dtype, [encode(region).shape for region in regions]
     order = np.random.default_rng(1).permutation(len(regions))
     descriptor = os.open(path, os.O_RDONLY)
 
     def read(index: int) -> np.ndarray:
         start, length = offsets[index]
-        return back(np.frombuffer(zlib.decompress(os.pread(descriptor, length, start)), dtype).reshape(shape))
+        return back(np.frombuffer(zlib.decompress(os.pread(descriptor, length, start)), dtype).reshape(shape[index]))
 
     begin = time.perf_counter()
     for index in order:
@@ -116,7 +122,9 @@ def main(count: int) -> None:
     ways = {"one each, fsync": partial(in_files, durable=True), "one each": partial(in_files, durable=False), "shard": in_shard}
     for kind in ("mask", "soft"):
         regions = maps(count, kind == "soft")
-        for values, encode in (("8 bits", eight), ("8 bits 128x128", quarter), ("float16", half), ("float16 14x14", grid)):
+        for values, encode in (("8 bits", eight), ("8 bits 128x128", quarter), ("float16", half), ("float16 14x14", grid), ("grid, outline", outlined)):
+            if kind == "mask" and encode is outlined:
+                continue
             for name, write in ways.items():
                 rounds = []
                 for _ in range(3):
