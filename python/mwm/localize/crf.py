@@ -9,14 +9,17 @@ costs milliseconds. The test compares it with all pairs of pixels written out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
 _FINE = 2.0  # grid cells per standard deviation
+_MOST = 1 << 20  # pixels
 _SPLAT = 1 / 3  # variance, in cells², that linear splatting and slicing add
 
 
@@ -48,7 +51,8 @@ def dense_crf(heat: NDArray, image: NDArray, settings: CrfSettings | None = None
     """Marginals of the field whose unary term is the map.
 
     Energy: -log p per pixel, and for every pair of pixels with different labels near_weight * exp(-|Δxy|² / 2 near²) + wide_weight * exp(-|Δxy|² / 2 wide² - Δgrey² / 2 grey²);
-    both kernels are normalised symmetrically, K(i, j) / sqrt(sum K(i, ·) sum K(j, ·)), as the authors' code does. All pixels are updated at once.
+    both kernels are normalised symmetrically, K(i, j) / sqrt(sum K(i, ·) sum K(j, ·)), as the authors' code does. All pixels are updated at once. Images of more than 2²⁰
+    pixels are brought to that many first, and the marginals back: the kernels are shares of the image's edge, and the grid would take 200 bytes a pixel.
 
     Args:
         heat: Probability of the foreground. float [H, W] in [0, 1]
@@ -62,6 +66,9 @@ def dense_crf(heat: NDArray, image: NDArray, settings: CrfSettings | None = None
         ValueError: the shapes do not fit.
     """
     settings = settings or CrfSettings()
+    if image.ndim == 3 and heat.ndim == 2 and image.shape[1:] == heat.shape and heat.size > _MOST:
+        small = [max(1, int(edge * (_MOST / heat.size) ** 0.5)) for edge in heat.shape]
+        return _resized(dense_crf(_resized(heat[None], small)[0], _resized(image, small), settings)[None], heat.shape)[0].clip(0, 1)
     if image.ndim != 3 or heat.ndim != 2 or image.shape[1:] != heat.shape:
         raise ValueError(f"dense_crf: image must be [C, H, W] of the map's size, got {list(image.shape)} for a map {list(heat.shape)}.")
     edge = float(np.sqrt(heat.size))
@@ -137,3 +144,9 @@ def one_axis(image: NDArray) -> NDArray[np.float64]:
 def _normalised(smooth: Callable[[NDArray], NDArray], shape: tuple[int, ...]) -> Callable[[NDArray], NDArray]:
     scale = 1 / np.sqrt(np.maximum(smooth(np.ones(shape)), 1e-12))
     return lambda x: scale * smooth(scale * x)
+
+
+def _resized(x: NDArray, size: Sequence[int]) -> NDArray[np.float32]:
+    """Bilinear, with antialiasing. [C, H, W] → float32 [C, *size]"""
+    pixels = torch.from_numpy(np.ascontiguousarray(x, np.float32))[None]
+    return F.interpolate(pixels, tuple(size), mode="bilinear", align_corners=False, antialias=True)[0].numpy()
