@@ -11,6 +11,9 @@ import pytest
 from mwm.cli import main
 from mwm.transfer import FinetuneConfig
 from mwm.transfer.config import DEFAULTS
+from mwm.transfer.detect_results import summary as detect_summary
+from mwm.transfer.mask_metrics import mask_summary
+from mwm.transfer.segment_results import summary_text
 
 QUIET = ("--no-progress", "--device", "cpu", "--bootstrap", "20")
 
@@ -31,7 +34,7 @@ def test_scratch_network_is_trained_and_predicts(index: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(("words", "part"), [
     (("predict", "nowhere", "images", "--out", "answers"), "must be a folder that mwm finetune wrote"),
     (("predict",), "results must be"),
-    (("predict", "results", "images"), "out must be"),
+    (("predict", "results", "images"), "out must be a folder for the answers (--out FOLDER)"),
     (("finetune", "data", "--init", "scratch", "--out", "out"), "encoder must be the name of a network"),
     (("finetune", "data", "--encoder", "resnet10t", "--out", "out"), "init must be scratch"),
     (("finetune", "run", "data", "--knn", "--linear-probe"), "knn must be left out"),
@@ -45,6 +48,16 @@ def test_bad_words_end_in_one_sentence(words: tuple[str, ...], part: str, tmp_pa
     assert main(list(words)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mwm: ")]
     assert len(lines) == 1 and part in lines[0]
+
+
+def test_figures_of_nothing_found_say_what_to_look_at() -> None:
+    figure = {"value": 0.0, "low": 0.0, "high": 0.0}
+    rows = [{"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 9.0, "pointing": 0.0, "truth_pixels": 5, "predicted_pixels": 0}] * 2
+    nothing = {**mask_summary(rows, ["foreground"], ["a", "b"], rounds=5), "positives": 2, "images": 2}
+    assert "nothing was found in any image: history.csv" in summary_text(nothing, unit="pixels", tolerance=2.0)
+    assert "nothing was found" not in summary_text(nothing | {"dice_positive": figure | {"value": 0.1}}, unit="pixels", tolerance=2.0)
+    boxes = {"images": 2, "objects": 2, "patients": 2, "box_ap": figure, "box_ap50": figure}
+    assert "no object was found with half an overlap" in detect_summary(boxes) and "no object" not in detect_summary(boxes | {"box_ap50": figure | {"value": 0.2}})
 
 
 def test_each_task_has_its_own_defaults_and_given_values_win() -> None:

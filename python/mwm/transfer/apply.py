@@ -38,11 +38,11 @@ class PredictConfig:
     batch_size: int = _help(16, "images per step")
 
     # segment
-    probabilities: bool = _help(False, "write the probabilities of each class beside the masks")
+    probabilities: bool = _help(False, "segment: write the probabilities of each class beside the masks")
 
     # detect
-    overlays: bool = _help(False, "draw what was found on every image")
-    least_score: float = _help(0.05, "leave out objects of a lower score")
+    overlays: bool = _help(False, "detect: draw what was found on every image")
+    least_score: float = _help(0.05, "detect: leave out objects of a lower score")
 
     strict: bool = _help(False, "stop at an unreadable file instead of leaving it out")
     workers: int = _help(0, "threads that read images; 0 = one per CPU, at most 8")
@@ -53,7 +53,8 @@ class PredictConfig:
         for name in ("results", "images", "out"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
-        for name, wanted in (("results", "a folder that mwm finetune wrote"), ("images", "a folder, glob, text list or index CSV"), ("out", "a folder for the answers")):
+        for name, wanted in (("results", "a folder that mwm finetune wrote"), ("images", "a folder, glob, text list or index CSV"),
+                             ("out", "a folder for the answers (--out FOLDER)")):
             self._require(name, bool(getattr(self, name)), wanted)
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("workers", self.workers >= 0, "0 or more")

@@ -122,4 +122,6 @@ def summary_text(figures: Mapping[str, Any], *, unit: str, tolerance: float) -> 
         if value["low"] is not None:
             words += f"   95 % interval {value['low']:.3f} to {value['high']:.3f}"
         lines.append(f"  {name:26s} {words}")
+    if figures["dice_positive"]["value"] == 0:
+        lines.append("  nothing was found in any image: history.csv shows whether training had got anywhere; --epochs and --patience make it longer")
     return "\n".join(lines)
