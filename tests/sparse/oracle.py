@@ -6,6 +6,7 @@ the list and scatter it back; reductions over H and W count visible positions on
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,12 +35,19 @@ class MaskMultiply(TorchFunctionMode):
     def is_map(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.dim() == 4 and x.shape[0] == self.active.shape[0] and self.mask(*x.shape[2:]) is not None
 
+    def is_row_of_maps(self, x: Tensor) -> bool:
+        images = self.active.shape[0]
+        return x.dim() == 4 and x.shape[0] == 1 < images and x.shape[1] % images == 0 and self.mask(*x.shape[2:]) is not None
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
         name = getattr(func, "__name__", "")
         if func in SIDEWAYS and self.is_map(x):
             return func(x * self.mask(*x.shape[2:])[:, None], *args[1:], **kwargs)
+        if func in (F.conv2d, F.pad) and self.is_row_of_maps(x):  # CondConv2d: all images as groups of channels of one
+            mask = self.mask(*x.shape[2:]).repeat_interleave(x.shape[1] // self.active.shape[0], 0)
+            return func(x * mask[None], *args[1:], **kwargs)
         if func in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d) and self.is_map(x):
             return self.adaptive(func, x, args[1] if len(args) > 1 else kwargs["output_size"])
         if func is F.batch_norm and self.is_map(x):
@@ -81,17 +89,18 @@ class MaskMultiply(TorchFunctionMode):
             dims = rest[0]
         dims = [dims] if isinstance(dims, int) else list(dims or [])
         dims = sorted(d % x.dim() for d in dims)
-        if len(dims) < 2 or dims[1] != dims[0] + 1 or x.shape[0] != self.active.shape[0]:
+        if len(dims) < 2 or dims[-1] != dims[-2] + 1 or x.shape[0] != self.active.shape[0]:
             return func(*args, **kwargs)
-        mask = self.mask(x.shape[dims[0]], x.shape[dims[1]])
+        mask = self.mask(x.shape[dims[-2]], x.shape[dims[-1]])
         if mask is None:
             return func(*args, **kwargs)
-        mask = mask.reshape(mask.shape[0], *[1] * (dims[0] - 1), *mask.shape[1:], *[1] * (x.dim() - dims[1] - 1))
+        mask = mask.reshape(mask.shape[0], *[1] * (dims[-2] - 1), *mask.shape[1:], *[1] * (x.dim() - dims[-1] - 1))
+        mask = mask.expand(mask.shape[0], *[x.shape[d] if d in dims else mask.shape[d] for d in range(1, x.dim())])
         count = mask.sum(dims, keepdim=True).clamp(min=1).double()
         keepdim = kwargs.get("keepdim", rest[1] if len(rest) > 1 and name in ("mean", "sum", "amax", "amin") else False)
         if name in ("mean", "sum", "norm"):
             out = func(x * mask, *rest, **kwargs)
-            size = x.shape[dims[0]] * x.shape[dims[1]]
+            size = math.prod(x.shape[d] for d in dims)
             return out * (size / (count if keepdim else count.squeeze(dims))) if name == "mean" else out
         if name in ("amax", "amin"):
             sign = 1 if name == "amax" else -1

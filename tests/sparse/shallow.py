@@ -28,11 +28,11 @@ def make_shallow(net: nn.Module, repeats: int = 2) -> int:
             continue
         runs: list[tuple[str, list[str]]] = []
         for name, child in module._modules.items():
-            kind = fingerprint(child) if _has_weights(child) else name
-            if runs and runs[-1][0] == kind:
+            layers = fingerprint(child) if _may_go(child) else name
+            if runs and runs[-1][0] == layers:
                 runs[-1][1].append(name)
             else:
-                runs.append((kind, [name]))
+                runs.append((layers, [name]))
         # The last ones stay, since they are those whose output a pyramid returns.
         kept = [name for _, names in runs for name in names[-repeats:]]
         dropped += len(module._modules) - len(kept)
@@ -81,5 +81,6 @@ def _plain(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) if not isinstance(value, nn.Module) else ""
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+def _may_go(module: nn.Module) -> bool:
+    """Whether a net without it would still have the same strides."""
+    return any(True for _ in module.parameters()) and all(getattr(layer, "stride", 1) in (1, (1, 1)) for layer in module.modules())

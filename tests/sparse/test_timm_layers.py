@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import timm.layers as layers
 import torch
+import torchvision
 from comparison import compare, randomise, some_mask
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
@@ -14,9 +16,11 @@ import mwm
 NORMS = ["BatchNormAct2d", "GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act", "LayerNorm2d", "LayerNormAct2d", "RmsNorm2d", "SimpleNorm2d", "FilterResponseNormTlu2d",
          "FilterResponseNormAct2d", "FrozenBatchNormAct2d", "EvoNorm2dB0", "EvoNorm2dS0", "EvoNorm2dS0a", "EvoNorm2dS1", "EvoNorm2dS2", "EvoNorm2dB1", "EvoNorm2dB2"]
 ATTENTION = ["se", "ese", "eca", "ecam", "ceca", "ge", "gc", "gca", "cbam", "lcbam", "splat", "sk", "nl", "bat", "coord", "simam"]
-AGREE = {"BatchNormAct2d", "GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act", "LayerNorm2d", "LayerNormAct2d", "RmsNorm2d", "SimpleNorm2d", "FilterResponseNormTlu2d",
-         "FilterResponseNormAct2d", "FrozenBatchNormAct2d", "se", "ese", "eca", "ecam", "ceca", "ge", "cbam", "splat", "sk", "blur", "aa", "std", "scaled", "same", "maxsame",
-         "avgsame", "space", "grn", "mixed", "cond"}
+AGREE = {
+    "BatchNormAct2d", "GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act", "LayerNorm2d", "LayerNormAct2d", "RmsNorm2d", "SimpleNorm2d",
+    "FilterResponseNormTlu2d", "FilterResponseNormAct2d", "FrozenBatchNormAct2d", "EvoNorm2dS0", "EvoNorm2dS0a", "EvoNorm2dS1", "EvoNorm2dS2", "se", "ese",
+    "eca", "ecam", "ceca", "ge", "cbam", "splat", "sk", "blur", "aa", "std", "scaled", "same", "maxsame", "avgsame", "space", "grn", "mixed", "cond", "cond4",
+}
 
 
 def agrees_or_is_refused(name: str, layer: nn.Module, patch: int = 8) -> None:
@@ -28,6 +32,17 @@ def agrees_or_is_refused(name: str, layer: nn.Module, patch: int = 8) -> None:
         assert name not in AGREE, error
         return
     assert result.worst < 1e-6, result.where  # some of timm's norms compute in float32 whatever the input
+
+
+class Routed(nn.Module):
+    """A CondConv2d with its routing, as efficientnet_cc has it."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.routing = conv, nn.Linear(16, conv.num_experts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x, torch.sigmoid(self.routing(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))))
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -48,7 +63,7 @@ def test_attention(name: str) -> None:
     agrees_or_is_refused(name, layer)
 
 
-@pytest.mark.parametrize("name", ["blur", "std", "scaled", "same", "maxsame", "avgsame", "space", "grn", "mixed", "dropblock"])
+@pytest.mark.parametrize("name", ["blur", "std", "scaled", "same", "maxsame", "avgsame", "space", "grn", "mixed", "dropblock", "cond", "cond4"])
 def test_layer(name: str) -> None:
     made = {
         "blur": lambda: layers.BlurPool2d(16),
@@ -61,6 +76,22 @@ def test_layer(name: str) -> None:
         "grn": lambda: GlobalResponseNorm(16, channels_last=False),
         "mixed": lambda: layers.MixedConv2d(16, 16, [3, 5, 7], depthwise=True),
         "dropblock": lambda: layers.DropBlock2d(0.5),
+        "cond": lambda: Routed(layers.CondConv2d(16, 16, 3, stride=2, padding=1)),
+        "cond4": lambda: Routed(layers.CondConv2d(16, 16, 4, padding="same", groups=4, bias=True)),
     }
     torch.manual_seed(0)
     agrees_or_is_refused(name, made[name]())
+
+
+def test_first_linear_layers_of_vgg_read_the_whole_map_however_small_its_tiles() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), timm.models.vgg.ConvMlp(4, 8, kernel_size=3, drop_rate=0.0)))
+    result = compare(net, some_mask(2, 4, 4), channels=2, patch=2)
+    assert result.worst < 1e-8, result.where
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "efficientvit_m0", "efficientformer_l1", "levit_128s", "mobilevitv2_050", "torchvision/swin_t"])
+def test_attention_in_the_file_of_a_net_is_refused_by_name_before_anything_runs(name: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.swin_t() if "/" in name else timm.create_model(name)
+    with pytest.raises(mwm.sparse.PackedError, match=r"sparsify: module '.+' \(.*\) cannot run on packed tiles: attention reads all positions"):
+        mwm.sparsify(net)

@@ -37,6 +37,29 @@ REFUSED_IN_TIMM = {
     "patch_embed": "it flattens the positions of the map",
     "pos_embed_rel": "position embeddings have the size of the dense map",
 }
+# Attention that a net brings along in its own file.
+REFUSED_IN_NETS = {
+    "timm.models.cpubone": ("ConvAttention",),
+    "timm.models.edgenext": ("CrossCovarianceAttn",),
+    "timm.models.efficientformer": ("Attention",),
+    "timm.models.efficientformer_v2": ("Attention2d", "Attention2dDownsample"),
+    "timm.models.efficientvim": ("HSMSSD",),
+    "timm.models.efficientvit_mit": ("LiteMLA",),
+    "timm.models.efficientvit_msra": ("CascadedGroupAttention", "LocalWindowAttention"),
+    "timm.models.fastvit": ("Attention",),
+    "timm.models.iformer": ("SHMA",),
+    "timm.models.levit": ("Attention", "AttentionDownsample"),
+    "timm.models.lowformer": ("ConvAttention",),
+    "timm.models.maxxvit": ("Attention2d", "AttentionCl"),
+    "timm.models.metaformer": ("Attention",),
+    "timm.models.mobilevit": ("LinearSelfAttention", "LinearTransformerBlock"),
+    "timm.models.nextvit": ("EfficientAttention",),
+    "timm.models.shvit": ("SHSA",),
+    "timm.models.swiftformer": ("EfficientAdditiveAttention",),
+    "timm.models.visformer": ("Attention",),
+    "torchvision.models.maxvit": ("RelativePositionalMultiHeadAttention",),
+    "torchvision.models.swin_transformer": ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"),
+}
 
 
 def sparsify(module: nn.Module) -> nn.Module:
@@ -88,7 +111,7 @@ def _reason(layer: nn.Module) -> str | None:
     place = type(layer).__module__
     if place.startswith("timm.layers."):
         return REFUSED_IN_TIMM.get(place.rpartition(".")[2])
-    return None
+    return "attention reads all positions of an image" if type(layer).__name__ in REFUSED_IN_NETS.get(place, ()) else None
 
 
 def _library(layer: nn.Module) -> dict[type, type]:

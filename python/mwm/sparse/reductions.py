@@ -186,15 +186,26 @@ def _spread(function: Callable, args: tuple, kwargs: dict, *, root: bool, with_m
         cut = (lambda data: data) if keepdim else (lambda data: data.squeeze(tuple(channels)))
         found = found.sqrt() if root else found
         return (x._like(cut(found), axes), x._like(cut(centre), axes)) if with_mean else x._like(cut(found), axes)
+    gone = sorted([*channels, x._axes.index("H"), x._axes.index("W")])
+
+    def shaped(rows: Tensor, like: Packed) -> Tensor:
+        rows = _shaped(rows.to(x.dtype), like, keepdim=True)
+        return rows if keepdim else rows.reshape([size for i, size in enumerate(rows.shape) if i not in gone])
+
+    count = image_count(x._plan, x._data.shape[x._axes.index("H")])
     if channels:
-        raise refuse(function, "it reduces over channels and positions at once", "Use group_norm, or mean of the squares.")
-    centre, squares = centred_squares(_plain(x), x._plan)
-    count = (image_count(x._plan, x._data.shape[x._axes.index("H")]) - correction).clamp(min=1)
-    found = squares / count.to(squares.dtype)
-    if root:
-        found = safe_sqrt(found)
-    found = _shaped(found.to(x.dtype), x, keepdim)
-    return (found, _shaped(centre.to(x.dtype), x, keepdim)) if with_mean else found
+        wide = x._like(x._data if x.dtype == torch.float64 else x._data.float())
+        lead = wide._like(wide._data.mean(channels, keepdim=True))
+        centre = mean_rows(_plain(lead), x._plan)
+        gap = wide._data - image_rows(_shaped(centre, lead, keepdim=True), x._plan)
+        squares = sum_rows(_plain(wide._like(gap.square().sum(channels, keepdim=True))), x._plan)
+        count = count * (wide._data.numel() // max(1, lead._data.numel()))
+    else:
+        lead = x
+        centre, squares = centred_squares(_plain(x), x._plan)
+    found = squares / (count - correction).clamp(min=1).to(squares.dtype)
+    found = shaped(safe_sqrt(found) if root else found, lead)
+    return (found, shaped(centre, lead)) if with_mean else found
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import CecaModule, DropPath, EcaModule
+from timm.layers import CecaModule, CondConv2d, DropPath, EcaModule
 from timm.layers.space_to_depth import SpaceToDepth
 from timm.layers.split_attn import SplitAttn
 from timm.models.densenet import DenseLayer
+from timm.models.vgg import ConvMlp
 from torch import Tensor
 from torch.nn import functional as F
 
 from .layers import drop_branch
 from .packed import Packed
-from .windows import stride_error
+from .windows import check_step, on_dense_map
 
 
 class PackedDropPath(DropPath):
@@ -96,9 +97,27 @@ class PackedSpaceToDepth(SpaceToDepth):
         """Dense maps as before; packed tiles tile by tile, which is the same."""
         if not isinstance(x, Packed):
             return super().forward(x)
-        if x.tiles.shape[-1] % self.bs:
-            raise stride_error("space to depth", x, self.bs)
+        check_step("space to depth", x, self.bs)
         return Packed(super().forward(x.tiles).contiguous(memory_format=torch.channels_last), x.plan)
+
+
+class PackedCondConv2d(CondConv2d):
+    """Convolution with filters mixed for each image; on the dense map, zero where hidden."""
+
+    def forward(self, x: Any, routing_weights: Tensor) -> Any:
+        """Dense maps as before; packed tiles by image."""
+        if not isinstance(x, Packed):
+            return super().forward(x, routing_weights)
+        check_step(F.conv2d, x, self.stride[0])
+        return on_dense_map(F.conv2d, x, lambda dense: CondConv2d.forward(self, dense, routing_weights))
+
+
+class PackedConvMlp(ConvMlp):
+    """VGG's first linear layers as convolutions: they read the whole map, zero where hidden."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Dense maps as before; packed tiles unpacked."""
+        return super().forward(x.unpack() if isinstance(x, Packed) else x)
 
 
 SWAPS: dict[type, type] = {
@@ -108,4 +127,6 @@ SWAPS: dict[type, type] = {
     CecaModule: PackedCeca,
     SplitAttn: PackedSplitAttn,
     SpaceToDepth: PackedSpaceToDepth,
+    CondConv2d: PackedCondConv2d,
+    ConvMlp: PackedConvMlp,
 }

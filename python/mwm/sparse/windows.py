@@ -33,7 +33,7 @@ class StrideError(ValueError):
         self.stride = stride
 
 
-def stride_error(function: Callable, x: Packed, step: int) -> StrideError:
+def stride_error(function: Callable | str, x: Packed, step: int) -> StrideError:
     """The error for a layer whose stride does not divide the tile; names layer, stride and the smallest legal patch."""
     from .smallest_patch import smallest_patch
 
@@ -78,7 +78,8 @@ def on_dense_map(function: Callable, x: Packed, run: Callable[[Tensor], Tensor],
     return x._like(pack_tiles(out, plan))
 
 
-def _check_step(function: Callable, x: Packed, step: int) -> None:
+def check_step(function: Callable | str, x: Packed, step: int) -> None:
+    """Refuse a stride that does not divide the tile."""
     if x._data.shape[-1] % step:
         raise stride_error(function, x, step)
 
@@ -96,7 +97,7 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
     sides = _sides(padding, kernel, dilation)
     if stride[0] != stride[1]:
         raise refuse(function, f"its stride {stride} differs for rows and columns, so that tiles would not stay square")
-    _check_step(function, x, stride[0])
+    check_step(function, x, stride[0])
     margin = x._margin
     if margin is not None:
         if margin.mode != "constant" or margin.value != 0.0 or min(margin[:4]) < 0:
@@ -117,7 +118,8 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
 def _misaligned(function: Callable, error: ValueError) -> ValueError:
     if "divided by the stride" not in str(error):
         return error
-    return ValueError(f"mwm.Packed: {str(error).rstrip('.')}{location()}.")
+    finding, _, advice = str(error).partition(". Choose")
+    return ValueError(f"mwm.Packed: {finding}{location()}. Choose{advice or ' another padding.'}")
 
 
 def _sides(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, ...]:
@@ -185,7 +187,7 @@ def _whole_map(kernel: Any) -> bool:
 def _pooled(function: Callable, x: Packed, kernel: tuple, stride: tuple, padding: tuple, settings: dict, dense: Callable) -> Packed:
     if stride[0] != stride[1]:
         raise refuse(function, f"its stride {stride} differs for rows and columns, so that tiles would not stay square")
-    _check_step(function, x, stride[0])
+    check_step(function, x, stride[0])
     sides = (padding[1], padding[1], padding[0], padding[0])
     margin = x._margin
     if margin is not None:
