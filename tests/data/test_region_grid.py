@@ -107,6 +107,19 @@ def test_index_tells_versions_before_that_they_cannot_read_it_and_older_folders_
         open_regions(tmp_path / "regions")
 
 
+def test_another_process_that_wrote_no_grid_does_not_take_the_mark_of_those_that_did_away(tmp_path: Path) -> None:
+    heat, region = soft((14, 14), (128, 128))
+    plain, grids = RegionCache(tmp_path / "regions"), RegionCache(tmp_path / "regions")
+    grids.put("bb" * 16, region, surface=heat, grid=(14, 14))
+    grids.assign(2, "bb" * 16)
+    grids.save()
+    plain.put("aa" * 16, region)
+    plain.assign(1, "aa" * 16)
+    plain.save()
+    stored = json.loads((tmp_path / "regions" / "regions.json").read_text())
+    assert stored["format"] == "mwm regions 2" and len(stored["regions"]) == 2
+
+
 @pytest.mark.parametrize("wrong", ["short", "long", "version", "no rows", "more rows than pixels", "giant", "empty"])
 def test_damaged_entries_are_missing_not_misread(wrong: str, tmp_path: Path) -> None:
     heat, region = soft((4, 4), (32, 32))

@@ -128,6 +128,7 @@ class RegionCache:
             return
         with _alone(self.folder):
             stored = _read_index(self.folder / INDEX)
+            self._format = max(self._format, stored.get("format", _FORMAT))
             if stored and json.dumps(stored["meta"], sort_keys=True) == now:
                 self._keys = {**self._keys, **stored["regions"]} if now == self._meta_before else dict(stored["regions"])
             elif now != self._meta_before:
