@@ -194,3 +194,27 @@ def test_every_module_is_dense_or_refused() -> None:
                         wrong[name] = (args, kwargs)
     assert not wrong, wrong
     assert agreed > 60
+
+
+class AsksItsSize(nn.Module):
+    """Does something else on small maps, or for a batch of one, as VGG's head in timm does."""
+
+    def __init__(self, question: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.question = question
+
+    def forward(self, x: Any) -> Any:
+        return x * 2 if self.question(x) else x
+
+
+@pytest.mark.parametrize("question", [
+    lambda x: x.shape[-1] < 7, lambda x: x.shape[-2] == 4, lambda x: 8 <= x.size(2), lambda x: x.shape[0] == 1, lambda x: max(7, x.shape[-1]) > 7,
+])
+def test_comparing_the_size_of_a_tile_with_a_number_is_refused_since_the_image_would_answer_otherwise(question: Callable[[Any], bool]) -> None:
+    with pytest.raises(mwm.sparse.PackedError, match=r"comparison of the batch size, height or width with [0-9]+ cannot run"):
+        mwm.sparsify(AsksItsSize(question))(packed())
+
+
+def test_comparing_the_sizes_of_two_maps_is_answered() -> None:
+    doubled = mwm.sparsify(AsksItsSize(lambda x: x.shape[-1] == x.shape[-2] and x.shape == (x + 1).shape and x.shape[-1] <= x.size(2)))(packed())
+    assert torch.equal(doubled.tiles, PACKED.tiles * 2)
