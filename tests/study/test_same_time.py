@@ -97,7 +97,14 @@ def test_the_study_says_what_it_waits_for_and_pretrains_with_the_epochs_that_fit
     timed(out, "uniform60", 80.0)
     write_folds(tmp_path / "drawn", out, name="drawn", folds=3)
     epochs = []
-    monkeypatch.setattr(mwm.study.cells, "pretrain", lambda settings: epochs.append(settings.epochs))
+
+    def pretrain(settings: Any) -> None:  # one that was interrupted, and had spent 90 seconds before
+        epochs.append(settings.epochs)
+        Path(settings.out).mkdir()
+        (Path(settings.out) / "run.json").write_text(json.dumps({"status": "finished", "wall_time_seconds": 90.5}))
+
+    monkeypatch.setattr(mwm.study.cells, "pretrain", pretrain)
     monkeypatch.setattr(mwm.study.cells, "finetune", lambda settings: None)
     run_cell(TIMED, plan, out, "cpu")
-    assert epochs == [60] and read_facts(TIMED.folder(out))["epochs"] == 60
+    facts = read_facts(TIMED.folder(out))
+    assert epochs == [60] and facts["epochs"] == 60 and facts["wall_seconds"]["pretrain"] == 90.5

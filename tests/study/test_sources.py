@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # import-mode importlib does not
 from drawn_regions import write_set
 
 from mwm.data import ReadSettings, open_regions, read_list
+from mwm.localize.training import KEY, SUPERVISED, Training
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.sources import ARMS, Source, arm, region_fields
@@ -143,6 +144,18 @@ def test_sources_that_cannot_be_are_refused_in_one_sentence(settings: dict, word
     with pytest.raises(StudyError, match=words) as caught:
         Source(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_learnt_from_masks_is_no_text_guided_source(tmp_path: Path) -> None:
+    for name, on in (("head", "masks"), ("towers", "captions")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({KEY: Training(on, 6, "a hash").to_dict()}))
+    masks, captions = (Source("clipseg", "brain tumour", str(tmp_path / name)) for name in ("head", "towers"))
+    assert masks.kind == SUPERVISED and ARMS["region"].supervised(masks) and ARMS["uniform"].label(masks) == f"number hidden only: {SUPERVISED}"
+    assert captions.kind == "text-guided" and not ARMS["region"].supervised(captions)
+    (tmp_path / "towers" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="must be JSON"):
+        _ = captions.kind
 
 
 def test_the_papers_study_is_text_guided_and_asks_for_its_weights_in_one_sentence(fold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,8 @@ def _pretrained(cell: Cell, config: StudyConfig, out: Path, run: Path, seconds: 
     if not exported(run):
         began = time.monotonic()
         pretrain(settings.replace(resume=(run / "config.yaml").is_file()))
-        seconds["pretrain"] = round(time.monotonic() - began, 2)
+        account = float(read_facts(run, "run.json").get("wall_time_seconds", 0.0))  # of an interrupted run also what was spent before
+        seconds["pretrain"] = round(max(time.monotonic() - began, account), 2)
     return scaled
 
 

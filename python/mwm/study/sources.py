@@ -11,6 +11,7 @@ from typing import Any
 
 from mwm.data import ReadSettings
 from mwm.localize import RefineSettings, create_localizer, list_localizers, localize_folder
+from mwm.localize.training import training_of
 from mwm.study.crossfit import LABEL as SUPERVISED
 from mwm.study.crossfit import FitSettings, crossfit_regions
 from mwm.study.errors import StudyError
@@ -139,10 +140,13 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What an arm with these regions may be called."""
+        """What an arm with these regions may be called; a checkpoint that `mwm localize train` taught with masks is a supervised source, whatever text it is asked with."""
         if self.name in ("crossfit", "masks"):
             return SUPERVISED if self.name == "crossfit" else USES_LABELS
-        return UNGUIDED if self.name in _NO_TEXT else TEXT_GUIDED
+        if self.name in _NO_TEXT:
+            return UNGUIDED
+        learnt = training_of(self.checkpoint) if self.checkpoint else None
+        return SUPERVISED if learnt is not None and learnt.supervised else TEXT_GUIDED
 
 
 def _region(high: float, low: float) -> dict[str, Any]:
