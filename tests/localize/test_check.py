@@ -212,6 +212,26 @@ def test_localize_stops_where_maps_do_not_follow_the_text_unless_forced(scans: P
     assert "verdict" not in capsys.readouterr().out  # remembered, not computed again
 
 
+def test_a_check_of_other_images_or_texts_is_not_taken_for_this_one(scans: Path, tmp_path: Path) -> None:
+    """A pass on one data set had let every other one through that went into the same folder."""
+    from mwm.localize.command import _note, first_check
+    from mwm.localize.region_report import FILE
+
+    (tmp_path / "out").mkdir()
+    records = sorted(path.name for path in scans.rglob("*.*g"))
+
+    def asked(localizer: Fake, images: Path = scans, **options: str) -> dict:
+        return first_check(localizer, images, "both lungs", tmp_path / "out", progress=False, **options)
+
+    _note(tmp_path / "out" / FILE, asked(Fake("follows")))
+    assert asked(Fake("blind"))["verdict"] == "pass"  # the same name, settings, images and texts: not asked again
+    (tmp_path / "list.csv").write_text("file,prompt\n" + "".join(f"{name},the lungs\n" for name in records))
+    (tmp_path / "fewer.txt").write_text("\n".join(records[1:]) + "\n")
+    for images, options in ((tmp_path / "list.csv", {"root": scans}), (tmp_path / "fewer.txt", {"root": scans}), (scans, {"absent": "a red car"})):
+        with pytest.raises(ValueError, match="do not follow the text"):
+            asked(Fake("blind"), images, **options)
+
+
 def test_command_draws_twelve_images_and_fails_with_a_code(scans: Path, tmp_path: Path, clipseg_folder: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "check"
     code = main(["localize", "check", str(demo_folder() / "chest_xray"), "--prompt", "both lungs", "--count", "4", "--device", "cpu", "--out", str(out)])

@@ -173,7 +173,7 @@ def localizer_settings(given: Mapping[str, Any] | Sequence[str] | None) -> dict[
 
 def first_check(localizer: Localizer, images: str | Path, prompt: str | None, out: str | Path, *, read: Any = None, split: str | None = None,
                 root: str | Path | None = None, absent: str | None = None, force: bool = False, progress: bool = True) -> dict[str, Any] | None:
-    """Look at 16 images before all, where a localizer answers any text; a check that `out` already holds is not repeated.
+    """Look at 16 images before all, where a localizer answers any text; a check of the same images and texts that `out` already holds is not repeated.
 
     Returns:
         The check as plain values, or None where none is needed.
@@ -183,10 +183,11 @@ def first_check(localizer: Localizer, images: str | Path, prompt: str | None, ou
     """
     if not may_ignore_text(localizer):
         return None
-    asked = f"{localizer.fingerprint} {prompt}"
+    records = list(read_list(images, split=split, root=root, settings=read))
+    listed = blob.key(*(f"{record.hashed} {record.prompt or ''}" for record in records))
+    asked = f"{localizer.fingerprint} {prompt} {absent} {listed}"
     told = _earlier_check(Path(out).expanduser() / FILE, asked)
     if told is None:
-        records = list(read_list(images, split=split, root=root, settings=read))
         report: CheckReport = check_localizer(localizer, records, prompt, read=read, absent=absent, progress=progress)
         if os.environ.get("RANK", "0") == "0":  # under torchrun every process looks at the same images and comes to the same verdict
             print(report)
