@@ -140,6 +140,11 @@ def test_the_page_of_a_preview_names_no_folder_of_the_user(images: Path, tmp_pat
     page = (tmp_path / "out" / "preview.html").read_text()
     assert "JANE_DOE" not in page and str(tmp_path) not in page
     assert "mwm preview IMAGES --regions=REGIONS --image-size 64 --out OUT" in page
+    (tmp_path / "list.txt").write_text("\n".join(path.name for path in patient.iterdir()) + "\n")
+    words = ["preview", str(tmp_path / "list.txt"), "--root", str(patient), "--regions", str(images / "masks"), "--image-size", "64", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    page = (tmp_path / "out" / "preview.html").read_text()
+    assert "JANE_DOE" not in page and "mwm preview IMAGES --root ROOT --regions REGIONS" in page
 
 
 def test_a_warning_is_one_line_without_the_place_in_our_code(images: Path, tmp_path: Path) -> None:

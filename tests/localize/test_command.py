@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mwm.cli import main
 from mwm.data import demo_folder, open_regions, read_list
 from mwm.localize import list_localizers, run_localize
 from mwm.localize.presets import PRESETS
@@ -96,3 +97,16 @@ def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path:
     assert main(["localize", images, "--prompt", "lungs", "--setting", "layer=7", "--out", str(out)]) == 2
     assert "settings of tiny must be among none, got layer" in capsys.readouterr().err
     assert main(["localize", images, "--localizer", "edges", "--not", "x", "--out", str(out)]) == 2 and "must read prompts" in capsys.readouterr().err
+
+
+def test_paths_of_a_list_may_start_from_a_folder_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A refusal said "give root", and there was no such flag."""
+    data, words = demo_folder() / "chest_xray", ["--prompt", "both lungs", "--device", "cpu"]
+    names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.*g"))[:3]
+    (tmp_path / "list.csv").write_text("file\n" + "\n".join(names) + "\n")
+    rooted = [str(tmp_path / "list.csv"), "--root", str(data)]
+    assert main(["localize", str(tmp_path / "list.csv"), *words, "--out", str(tmp_path / "regions")]) == 2 and "give root" in capsys.readouterr().err
+    assert main(["localize", *rooted, *words, "--out", str(tmp_path / "regions")]) == 0
+    assert main(["localize", "check", *rooted, *words, "--out", str(tmp_path / "check")]) == 0
+    assert main(["localize", "choose", *rooted, *words, "--vary", "threshold=0.5", "--out", str(tmp_path / "choose")]) == 0
+    assert main(["localize", "eval", str(tmp_path / "regions"), *rooted, "--out", str(tmp_path / "eval")]) == 2 and "must have masks" in capsys.readouterr().err

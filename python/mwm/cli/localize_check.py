@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     given = vars(options)
     read = reading(given)
     localizer, found = open_localizer(given, read)
-    records = list(read_list(options.images, split=given.get("split"), settings=read))
+    records = list(read_list(options.images, split=given.get("split"), root=given.get("root"), settings=read))
     report = check_localizer(localizer, records, given.get("prompt"), read=read, neutral=options.neutral, absent=options.absent or (found.absent if found else None),
                              count=options.count, seed=options.seed, limits=CheckLimits.changed(options.limits))
     print(report)

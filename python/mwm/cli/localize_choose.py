@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if "level" in vary and name is None:
         raise ValueError("choose: --vary level must go with --prompt-set, got a single prompt.")
     fixed = localizer_settings(given.get("settings"))
-    records = list(read_list(options.images, split=given.get("split"), settings=read))
+    records = list(read_list(options.images, split=given.get("split"), root=given.get("root"), settings=read))
 
     def make(settings: dict) -> object:
         return open_localizer({name: given.get(name) for name in ("localizer", "checkpoint", "revision", "device", "negatives")} | {"settings": fixed | settings}, read)[0]

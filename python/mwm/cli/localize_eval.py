@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     folder = options.masks if Path(options.masks).expanduser().is_dir() else None
     if folder is not None and options.images is None:
         raise ValueError("eval: --images must be given with a folder of masks, got none. Name the images as mwm localize saw them, or give an index CSV with a column mask.")
-    records = list(read_list(options.images or options.masks, split=given.get("split"), settings=read))
+    records = list(read_list(options.images or options.masks, split=given.get("split"), root=given.get("root"), settings=read))
     grid = GridSettings(options.image_size, options.patch_size, options.min_cover, given.get("aspect", "pad"))
     found = evaluate_regions(options.regions, records, folder, read=read, grid=grid, tolerance=options.tolerance)
     print(found)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from mwm.cli.regions import add_geometry, reading
+from mwm.cli.regions import add_geometry, add_root, reading
 
 _SETTINGS = ("epochs", "batch_size", "lr", "weight_decay", "absent_share", "temperature", "beta_image", "beta_text", "val_share", "seed", "precision", "workers")
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, metavar="N", default=argparse.SUPPRESS, help="threads that read images (default: 2)")
     images = parser.add_argument_group("images")
     images.add_argument("--split", metavar="NAME", default=argparse.SUPPRESS, help="take only rows of this split of an index CSV")
+    add_root(images)
     images.add_argument("--intensity", metavar="TEXT", default=argparse.SUPPRESS, help="auto | percentile | window=C,W | minmax (default: auto)")
     add_geometry(images)
 
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     absent = given.get("absent") or ([chosen.absent] if chosen and chosen.absent else [])
     print(train_localizer(
         given["images"], given.get("masks"), out=given.get("out", "localizer"), prompts=[*given.get("prompt", []), *sentences], absent=absent,
-        settings=TrainSettings(**{name: given[name] for name in _SETTINGS if name in given}), read=reading(given), split=given.get("split"), device=given.get("device"),
+        settings=TrainSettings(**{name: given[name] for name in _SETTINGS if name in given}), read=reading(given), split=given.get("split"), root=given.get("root"),
+        device=given.get("device"),
         checkpoints=checkpoint, **{name: given[name] for name in ("checkpoint", "revision", "resume", "checkpoint_minutes") if name in given}))
     return 0

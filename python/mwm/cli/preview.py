@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
 
     given, out = vars(options), Path(options.out)
     read = reading(given, size=size)
-    records = list(read_list(options.images, split=given.get("split"), settings=read))
+    records = list(read_list(options.images, split=given.get("split"), root=given.get("root"), settings=read))
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
     dataset = PretrainDataset(records, read, regions, None, foreground=options.foreground)
     samples, skipped = [], []
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
 def _nameless(options: argparse.Namespace, words: list[str]) -> str:
     """The command for a page that may be shared: folder names can be patients' names."""
     places = {value: word for value, word in ((options.images, "IMAGES"), (options.regions, "REGIONS"), (options.foreground, "FOREGROUND"), (options.out, "OUT"),
-                                              (vars(options).get("checkpoint"), "CHECKPOINT")) if value}
+                                              (vars(options).get("root"), "ROOT"), (vars(options).get("checkpoint"), "CHECKPOINT")) if value}
     shown = []
     for word in words:
         flag, equals, value = word.partition("=")
@@ -140,7 +140,7 @@ def _localized(given: dict[str, Any], out: Path) -> str:
     """Regions of all images from the prompt, in OUT/regions; looking is what a preview is for, so a failed check is told, no obstacle."""
     from mwm.localize import run_localize
 
-    shared = {name: given[name] for name in ("images", "prompt", "split", "strict", "localizer", "checkpoint", "revision", "device", "settings") if name in given}
+    shared = {name: given[name] for name in ("images", "prompt", "split", "root", "strict", "localizer", "checkpoint", "revision", "device", "settings") if name in given}
     run_localize(out=str(out / "regions"), read=reading(given), force=True, **shared, **refining(given))
     return str(out / "regions")
 

@@ -52,9 +52,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """How images are found and read."""
     group = parser.add_argument_group("images")
     group.add_argument("--split", metavar="NAME", default=argparse.SUPPRESS, help="take only rows of this split of an index CSV")
+    add_root(group)
     group.add_argument("--intensity", metavar="TEXT", default=argparse.SUPPRESS, help="auto | percentile | window=C,W | minmax (default: auto)")
     add_geometry(group)
     group.add_argument("--strict", action="store_true", default=argparse.SUPPRESS, help="stop at an unreadable file instead of skipping it")
+
+
+def add_root(group: argparse._ActionsContainer) -> None:
+    """Where the paths of a list start."""
+    group.add_argument("--root", metavar="FOLDER", default=argparse.SUPPRESS, help="folder that a list's paths start from, and must stay in (default: its own)")
 
 
 def add_geometry(group: argparse._ActionsContainer) -> None:
