@@ -1,13 +1,13 @@
 """Every CNN of timm and net of torchvision against the oracle: right, refused (with the reason), wrong or error. The last two must be 0.
 
-    python tests/sparse/sweep_models.py --out sweep.csv [--library timm|torchvision] [--match PATTERN] [--form classifier|pyramid|backbone]
+    python tests/sparse/sweep_models.py [--out sweep.csv] [--library timm|torchvision] [--match PATTERN] [--form classifier|pyramid|backbone]
                                         [--full] [--each] [--largest MILLIONS] [--limit SECONDS] [--again VERDICT,…]
 
 A net counts as right when outputs at visible positions, all gradients of parameters and all running statistics agree in
 float64, in train and in eval mode, and no gradient reaches a hidden pixel; weights are random, noise (dropout, drop path) is off. Blocks
 that repeat are left out (`shallow.py`) unless --full is given. A net that differs from one with a row in width and depth only takes its
 verdict, unless --each is given. Small nets and the first of each of timm's files come first; rows are appended at once, and a net with a
-row is not run again, unless its verdict is named by --again.
+row is not run again, unless its verdict is named by --again ("as": where the verdict is another net's).
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from torch.overrides import TorchFunctionMode
 
 import mwm
 
+TABLE = Path(__file__).with_name("sweep.csv")
 TOLERANCE = 1e-6
 TOLERANCE_IN_FLOAT32 = 1e-4  # where timm's layer computes in float32 whatever the input
 IN_FLOAT32 = ("EvoNorm", "FilterResponseNorm")
-FIELDS = ("name", "form", "params_m", "depth", "verdict", "reason", "worst", "layers", "seconds")
+FIELDS = ("name", "form", "params_m", "depth", "verdict", "reason", "worst", "layers")
 PRIME = 1_000_003  # random numbers from which weights are cut
+HEAVY = 300e6  # parameters of a shallow net from which gradients are left out, which would take three times its memory
 LARGE = 60e6  # parameters; larger nets come last
 # Files of timm whose nets are no CNNs: attention, token mixing or state spaces all the way.
 NO_CNN = set("""beit cait coat convit crossvit csatv2 davit deepseek_vit deit eva gcvit gemma4_vit hiera hieradet_sam2 mlp_mixer mvitv2 naflexvit nest pit pvt_v2
@@ -97,12 +99,14 @@ def judge(net: nn.Module, full: bool, patch: int = 32) -> dict:
     except mwm.sparse.PackedError as error:
         return {**row, "verdict": "refused", "reason": _line(error)}
     net = _filled(net)
+    heavy = sum(p.numel() for p in net.parameters()) > HEAVY
+    row["depth"] += ", outputs only" if heavy else ""
     worst, where = 0.0, ""
     try:
         while True:
             try:
                 for train in (True, False):
-                    result = compare(net, some_mask(2, 2, 2), channels=3, patch=patch, train=train, backward=train)
+                    result = compare(net, some_mask(2, 3, 2), channels=3, patch=patch, train=train, backward=train and not heavy)
                     if not result.worst <= worst:
                         worst, where = result.worst, ("train: " if train else "eval: ") + "; ".join(result.where[:3])
                 break
@@ -141,7 +145,7 @@ def _silent(net: nn.Module) -> nn.Module:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:240]
 
 
 class Unfilled(TorchFunctionMode):
@@ -159,7 +163,7 @@ _NOISE = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "kaiming_u
 def main() -> int:
     """Run the sweep; the exit status is the number of nets that are wrong or end in an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", default=str(TABLE))
     parser.add_argument("--library", choices=("timm", "torchvision"))
     parser.add_argument("--match", default="*")
     parser.add_argument("--form", choices=FORMS)
@@ -173,7 +177,7 @@ def main() -> int:
     out = Path(options.out)
     rows = {(row["name"], row["form"]): row for row in csv.DictReader(out.open())} if out.exists() else {}
     again = options.again.split(",")
-    rows = {key: row for key, row in rows.items() if row["verdict"] not in again or not fnmatch.fnmatch(key[0], options.match)}
+    rows = {key: row for key, row in rows.items() if not _repeated(row, again) or not fnmatch.fnmatch(key[0], options.match)}
     known: dict[str, dict] = {}
     for row in rows.values():
         if row["layers"] and row["worst"]:
@@ -186,7 +190,7 @@ def main() -> int:
         file.flush()
 
         def note(name: str, form: str, row: dict, seconds: float) -> None:
-            rows[name, form] = row = {**row, "name": name, "form": form, "seconds": f"{seconds:.1f}"}
+            rows[name, form] = row = {**row, "name": name, "form": form}
             if row["layers"] and (row["worst"] or row["verdict"] == "refused"):
                 known.setdefault(row["layers"], row)
             table.writerow(row)
@@ -225,6 +229,10 @@ def main() -> int:
             note(name, form, row, time.perf_counter() - start)
     print(dict(collections.Counter(row["verdict"] for row in rows.values())))
     return min(125, sum(row["verdict"] in ("wrong", "error") for row in rows.values()))
+
+
+def _repeated(row: dict, again: list[str]) -> bool:
+    return row["verdict"] in again or ("as" in again and row["depth"].startswith("as "))
 
 
 def _too_slow(*_: object) -> None:

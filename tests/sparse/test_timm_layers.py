@@ -93,5 +93,5 @@ def test_first_linear_layers_of_vgg_read_the_whole_map_however_small_its_tiles()
 def test_attention_in_the_file_of_a_net_is_refused_by_name_before_anything_runs(name: str) -> None:
     with torch.device("meta"):
         net = torchvision.models.swin_t() if "/" in name else timm.create_model(name)
-    with pytest.raises(mwm.sparse.PackedError, match=r"sparsify: module '.+' \(.*\) cannot run on packed tiles: attention reads all positions"):
+    with pytest.raises(mwm.sparse.PackedError, match=r"sparsify: module '.+' \(.*\) cannot run on packed tiles: it mixes all positions"):
         mwm.sparsify(net)

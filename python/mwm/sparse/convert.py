@@ -37,7 +37,7 @@ REFUSED_IN_TIMM = {
     "patch_embed": "it flattens the positions of the map",
     "pos_embed_rel": "position embeddings have the size of the dense map",
 }
-# Attention that a net brings along in its own file.
+# Attention, and what mixes positions like it, that a net brings along in its own file.
 REFUSED_IN_NETS = {
     "timm.models.cpubone": ("ConvAttention",),
     "timm.models.edgenext": ("CrossCovarianceAttn",),
@@ -111,7 +111,7 @@ def _reason(layer: nn.Module) -> str | None:
     place = type(layer).__module__
     if place.startswith("timm.layers."):
         return REFUSED_IN_TIMM.get(place.rpartition(".")[2])
-    return "attention reads all positions of an image" if type(layer).__name__ in REFUSED_IN_NETS.get(place, ()) else None
+    return "it mixes all positions of an image, as attention does" if type(layer).__name__ in REFUSED_IN_NETS.get(place, ()) else None
 
 
 def _library(layer: nn.Module) -> dict[type, type]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torchvision.models.densenet import _DenseLayer
+from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import StochasticDepth
 
 from .layers import drop_branch
+from .operands import image_rows
 from .packed import Packed
 
 
@@ -31,4 +34,19 @@ class PackedDenseLayer(_DenseLayer):
         return super().forward([input] if isinstance(input, Packed) else input)
 
 
-SWAPS: dict[type, type] = {StochasticDepth: PackedStochasticDepth, _DenseLayer: PackedDenseLayer}
+class PackedASPPPooling(ASPPPooling):
+    """Image-level features of DeepLab by image."""
+
+    def forward(self, x: Any) -> Any:
+        """Dense maps as before; of packed tiles the mean over the visible positions, at each of them."""
+        if not isinstance(x, Packed):
+            return super().forward(x)
+        rows = x
+        for layer in self:
+            rows = layer(rows)
+        # One position enlarged to a map is the same everywhere, whatever the interpolation.
+        edge = x.tiles.shape[-1]
+        return Packed(image_rows(rows, x.plan).expand(-1, -1, edge, edge).contiguous(memory_format=torch.channels_last), x.plan)
+
+
+SWAPS: dict[type, type] = {StochasticDepth: PackedStochasticDepth, _DenseLayer: PackedDenseLayer, ASPPPooling: PackedASPPPooling}
