@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_preset_without_safetensors_is_read_as_bare_tensors_and_others_are_not(h
     for checkpoint in ("sam-vit-b", bare):
         with pytest.raises(ValueError, match="weights as safetensors"):
             SamRefiner(checkpoint, device="cpu")
+
+
+def test_reading_a_bin_file_asks_nobody_for_a_conversion(hub: Callable, sam_folder: Path, clipseg_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would, in a thread of its own, have the hub convert the repository; only what was named is to be fetched."""
+    asked: list[object] = []
+    monkeypatch.setattr("transformers.modeling_utils.auto_conversion", lambda *args, **kwargs: asked.append(args) or (None, "main", False))
+    monkeypatch.setattr("transformers.modeling_utils.has_file", lambda *args, **kwargs: False)
+    hub(PRESETS["medsam"].hub, {PRESETS["medsam"].revision: as_bin(sam_folder, tmp_path / "sam")})
+    hub("owner/clipseg", {"c" * 40: as_bin(clipseg_folder, tmp_path / "clipseg")})
+    SamRefiner("medsam", device="cpu")
+    mwm.create_localizer("clipseg", checkpoint="owner/clipseg", device="cpu")
+    assert asked == [] and "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
 
 
 class _Touch:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _MAX_EDGE = 4096  # pixels of an input; a hostile size would take all memory
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # read by transformers
 _CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
 
@@ -62,16 +63,21 @@ def hub_answers() -> bool:
 
 @contextlib.contextmanager
 def quiet_transformers(*, bars: bool) -> Iterator[None]:
-    """No warnings of transformers on the way; progress bars only where something is downloaded."""
+    """No warnings of transformers on the way; progress bars only where something is downloaded; no thread that asks the hub to convert a repository to safetensors."""
     from transformers.utils import logging
 
-    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, shown, conversion = logging.get_verbosity(), logging.is_progress_bar_enabled(), os.environ.get(_NO_CONVERSION)
     logging.set_verbosity_error()
+    os.environ[_NO_CONVERSION] = "1"
     if not bars:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        if conversion is None:
+            os.environ.pop(_NO_CONVERSION, None)
+        else:
+            os.environ[_NO_CONVERSION] = conversion
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -132,7 +132,7 @@ def _read(source: str | Path, options: dict[str, Any]) -> tuple[Any, Any, dict[s
         try:
             model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
         except OSError:
-            # Asking first for safetensors keeps transformers from requesting a conversion online; .bin files load with weights_only.
+            # Safetensors first; .bin files load with weights_only.
             model, report = CLIPSegForImageSegmentation.from_pretrained(source, use_safetensors=False, weights_only=True, output_loading_info=True, **options)
     except OSError as error:
         if Path(source).is_dir():
