@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +108,19 @@ def test_index_tells_versions_before_that_they_cannot_read_it_and_older_folders_
     index.write_text(index.read_text().replace("mwm regions 2", "mwm regions 3"))
     with pytest.raises(DataError, match="was not written by this version"):
         open_regions(tmp_path / "regions")
+
+
+@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(2**26, 1, 1000, 1), (8192, 8192, 8192, 1), (2**17, 16, 64, 1), (64, 64, 65, 1), (20, 20, 10, 10), (4, 4, 5, 1)])
+def test_an_entry_that_asks_for_more_than_it_is_worth_is_refused_at_once(height: int, width: int, rows: int, columns: int, tmp_path: Path) -> None:
+    data = struct.pack("<BIIHH", 1, height, width, rows, columns) + bytes(2 * rows * columns + -(-height * width // 8))
+    cache = RegionCache(tmp_path / "regions")
+    write_array(cache._path("ef" * 16), np.frombuffer(data, np.uint8), packed=True)
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(KeyError):
+        cache.get("ef" * 16)
+    assert time.process_time() - began < 1 and tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
 
 
 def test_another_process_that_wrote_no_grid_does_not_take_the_mark_of_those_that_did_away(tmp_path: Path) -> None:

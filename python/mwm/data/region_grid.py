@@ -25,6 +25,7 @@ _UNIT, _ZERO = 1 << 15, 1 << 14  # of grid values, which lie in [-1/2, 3/2): whe
 _AT_ONCE = 1 << 16  # pixels, so that float64 stays in a cache
 _WORTH = 16  # so many times fewer values than pixels, or all pixels are kept
 _WIDEST = 64  # beyond, a matrix product costs more than inflating all pixels
+_LONGEST = 65535  # pixels of an edge, whose weights are [edge, grid] float64
 _SLACK = 1  # of 255
 
 
@@ -40,7 +41,7 @@ def encode(values: NDArray, surface: NDArray, grid: tuple[int, int]) -> NDArray 
         uint8 [N]
     """
     (height, width), (rows, columns) = values.shape, grid
-    if surface.shape != values.shape or rows < 1 or columns < 1 or max(rows, columns) > _WIDEST or rows > height or columns > width or rows * columns * _WORTH > height * width:
+    if surface.shape != values.shape or not _worth(height, width, rows, columns):
         return None
     coarse = _back(height, rows) @ surface.astype(np.float64) @ _back(width, columns).T
     stored = np.round(coarse * _UNIT + _ZERO).clip(0, 65535).astype("<u2")
@@ -61,7 +62,7 @@ def decode(entry: NDArray) -> NDArray:
     if len(data) < _HEAD.size:
         raise CorruptEntry
     version, height, width, rows, columns = _HEAD.unpack_from(data)
-    if version != _VERSION or not 0 < rows <= height or not 0 < columns <= width or height * width > MAX_PIXELS:
+    if version != _VERSION or not _worth(height, width, rows, columns):
         raise CorruptEntry
     middle = _HEAD.size + 2 * rows * columns
     if len(data) != middle + -(-height * width // 8):
@@ -69,6 +70,12 @@ def decode(entry: NDArray) -> NDArray:
     grid = np.frombuffer(data[_HEAD.size : middle], "<u2").reshape(rows, columns)
     outline = np.unpackbits(np.frombuffer(data[middle:], np.uint8), count=height * width).reshape(height, width)
     return _interpolated(grid, outline)
+
+
+def _worth(height: int, width: int, rows: int, columns: int) -> bool:
+    """Whether such a grid is ever written; another one in a file would ask for more memory or time than its region is worth."""
+    fits = 0 < rows <= min(height, _WIDEST) and 0 < columns <= min(width, _WIDEST) and max(height, width) <= _LONGEST
+    return fits and height * width <= MAX_PIXELS and rows * columns * _WORTH <= height * width
 
 
 def _interpolated(grid: NDArray, outline: NDArray) -> NDArray:
@@ -88,7 +95,7 @@ def _interpolated(grid: NDArray, outline: NDArray) -> NDArray:
     return values
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _forth(size: int, count: int) -> NDArray:
     """Bilinear weights from grid values to pixels in units of 1 / _ONE; pixel centres, no corners aligned. Whole numbers, float64 [size, count]"""
     places = (2 * np.arange(size, dtype=np.int64) + 1) * count  # 2 · size · (position + 1/2)
@@ -101,7 +108,7 @@ def _forth(size: int, count: int) -> NDArray:
     return matrix
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _back(size: int, count: int) -> NDArray:
     """From an edge of pixels to the grid values that it was interpolated from, by least squares. float64 [count, size]"""
     return np.linalg.pinv(_forth(size, count) / _ONE)
