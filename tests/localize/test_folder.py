@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mwm.data import PretrainDataset, ReadSettings, open_regions, read_list
+from mwm.data import DataError, PretrainDataset, ReadSettings, open_regions, read_list
 from mwm.localize import RefineSettings, UnsupportedImage, localize_folder
 
 
@@ -62,6 +62,16 @@ def test_every_image_has_its_region_at_its_own_size(scans: Path, tmp_path: Path)
     for record in read_list(scans):
         pixels = np.asarray(Image.open(record.path))
         assert np.array_equal(regions.region(record).numpy() > 0, pixels > 127)
+
+
+def test_a_file_or_a_link_to_nowhere_as_out_is_refused_before_anything_is_computed(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "far")
+    for name in ("file", "link"):
+        localizer = Bright()
+        with pytest.raises(DataError, match="localize: out must be a folder"):
+            run(scans, localizer, tmp_path / name)
+        assert localizer.seen == 0
 
 
 def test_second_run_computes_nothing_and_gives_the_same(scans: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, metavar="N", default=224, help="edge of the image in pre-training (default: 224)")
     parser.add_argument("--patch-size", type=int, metavar="N", default=32, help="edge of a patch in pixels (default: 32)")
     parser.add_argument("--min-cover", type=float, metavar="X", default=0.25, help="covered share from which a patch counts (default: 0.25)")
-    parser.add_argument("--tolerance", type=float, metavar="X", default=2.0, help="of the surface Dice, in pixels of the mask (default: 2)")
+    parser.add_argument("--tolerance", type=float, metavar="X", default=2.0, help="of the surface Dice, in pixels of the image (default: 2)")
     parser.add_argument("--out", metavar="FOLDER", default="eval", help="where the figures and the gallery go (default: eval)")
     add_reading(parser)
 

@@ -57,7 +57,7 @@ class BottleneckLocalizer:
         beta: Price of information; larger means smaller regions. None for the preset's, or 0.1.
         sigma: Standard deviation of noise and prior.
         seed: Of the noise.
-        min_similarity: Refuse images whose cosine with the prompt is lower.
+        min_similarity: Refuse images whose cosine with the prompt is lower; with a prompt set, with any of its sentences.
         precision: "fp32", or "bf16" for the blocks that are run repeatedly.
         copies: Noisy copies per step, or one number for each step but the last; instead of the setting's.
         steps: Steps, of which the last only reads the result; with a single number of `copies`.

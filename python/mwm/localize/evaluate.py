@@ -1,6 +1,6 @@
 """How good regions are where there are masks: as outlines, and as what masking uses of them, patches of a grid.
 
-Per image: Dice, IoU and normalised surface Dice of region (values from 0.5 on) and mask at the mask's own size; the pointing game on the region's values
+Per image: Dice, IoU and normalised surface Dice of region (values from 0.5 on) and mask at the image's own size; the pointing game on the region's values
 (whether its highest value lies in the mask; of a region of zeros and ones every pixel is highest, and it is the share of them in the mask: keep values with --soft); and on
 the patch grid that masking sees, after the same resizing as in pre-training:
 
@@ -116,7 +116,7 @@ def image_row(truth: Tensor, region: Tensor, grid: GridSettings, *, tolerance: f
         truth: The mask; values from 0.5 on count. float [H, W]
         region: float [H, W] in [0, 1]
         grid: The patch grid.
-        tolerance: Of the surface Dice, in pixels of the mask.
+        tolerance: Of the surface Dice, in pixels of the image.
         spacing: Height and width of a pixel in one unit, for images that are not square; None for square pixels.
     """
     here, there = (x.detach().cpu().numpy() >= 0.5 for x in (truth, region))
@@ -150,7 +150,7 @@ def evaluate_regions(
         masks: Folder of masks named like the images; None takes those of the records.
         read: Orientation and slice axis of volumes.
         grid: The patch grid.
-        tolerance: Of the surface Dice, in pixels of the mask.
+        tolerance: Of the surface Dice, in pixels of the image.
         progress: Show a progress bar.
 
     Returns:

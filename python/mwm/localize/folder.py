@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -149,6 +150,8 @@ def localize_folder(
 
 def _check_out(folder: Path) -> None:
     """Regions belong in a folder of their own: poured over a run they would replace its list of skipped files."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DataError(f"localize: out must be a folder, got {folder}, which is a file or a link to nowhere. Choose another --out.")
     if not folder.is_dir() or (folder / INDEX).is_file():
         return
     # What an interrupted first call leaves: folders of two letters, parts of an index or none.
