@@ -12,7 +12,7 @@ from mwm.ops import TilePlan, image_expand
 
 from .extent import Extent
 from .packed import TILES, Packed
-from .refusal import refuse
+from .refusal import location, refuse
 
 
 def packed_among(args: tuple, kwargs: dict) -> Iterator[Packed]:
@@ -58,7 +58,7 @@ def same_places(function: Callable, x: Packed, lead: Packed) -> None:
         raise refuse(function, f"its arguments have different axes, {lead._axes} and {x._axes}")
     for axis, mine, other in zip(lead._axes, lead._form.shape, x._form.shape, strict=True):
         if axis in "HW" and mine != other:
-            raise ValueError(f"mwm.Packed: maps of different strides cannot be combined, got tiles of edge {mine} and {other}.")
+            raise ValueError(f"mwm.Packed: maps of different strides cannot be combined{location()}, got tiles of edge {mine} and {other}.")
 
 
 def _same_mask(one: TilePlan, other: TilePlan) -> bool:

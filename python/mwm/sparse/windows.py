@@ -118,8 +118,8 @@ def conv2d(function: Callable, args: tuple, kwargs: dict) -> Packed:
 def _misaligned(function: Callable, error: ValueError) -> ValueError:
     if "divided by the stride" not in str(error):
         return error
-    finding, _, advice = str(error).partition(". Choose")
-    return ValueError(f"mwm.Packed: {finding}{location()}. Choose{advice or ' another padding.'}")
+    op, _, finding = str(error).partition(":")
+    return ValueError(f"mwm.Packed: {op}{location()}:{finding}")
 
 
 def _sides(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, ...]:
