@@ -177,7 +177,8 @@ def main() -> int:
     out = Path(options.out)
     rows = {(row["name"], row["form"]): row for row in csv.DictReader(out.open())} if out.exists() else {}
     again = options.again.split(",")
-    rows = {key: row for key, row in rows.items() if not _repeated(row, again) or not fnmatch.fnmatch(key[0], options.match)}
+    chosen = [key for key in rows if fnmatch.fnmatch(key[0], options.match) and options.form in (None, key[1])]
+    rows = {key: row for key, row in rows.items() if key not in chosen or not _repeated(row, again)}
     known: dict[str, dict] = {}
     for row in rows.values():
         if row["layers"] and row["worst"]:
