@@ -191,3 +191,15 @@ def test_command_draws_regions_with_a_sam_and_its_boxes(sam_folder: Path, tmp_pa
     regions = open_regions(tmp_path / "regions")
     assert report.images == 2 and "joint" in regions.meta["sam"] and all(regions.has(record) for record in read_list(tmp_path / "scans"))
     assert "2 images, 2 computed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("attribute", ["size", "pad_size"])
+def test_a_processor_that_would_take_all_memory_is_refused(sam_folder: Path, tmp_path: Path, attribute: str) -> None:
+    folder = shutil.copytree(sam_folder, tmp_path / "sam")
+    (path,) = folder.glob("*processor*.json")
+    stored = json.loads(path.read_text())
+    images = stored.get("image_processor", stored)
+    images[attribute] = {"longest_edge": 10**6} if attribute == "size" else {"height": 10**6, "width": 64}
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=rf"^sam: {attribute} of the image processor must be in 1 … 4096 pixels"):
+        SamRefiner(folder, "cpu")

@@ -104,6 +104,21 @@ def image_settings(processor: Any) -> tuple[tuple[int, int], Tensor, Tensor, str
     return edge, mean, std, "bicubic" if resample == 3 else "bilinear"
 
 
+def check_sizes(processor: Any, name: str, source: str) -> None:
+    """Refuse an image processor that would resize or pad to absurd sizes, which take all memory.
+
+    Raises:
+        ValueError: an edge is no number in 1 … 4096.
+    """
+    images = getattr(processor, "image_processor", processor)
+    for attribute in ("size", "pad_size", "crop_size", "mask_size", "mask_pad_size"):
+        stored = getattr(images, attribute, None)
+        named = dict(stored) if hasattr(stored, "__iter__") else {"edge": stored}  # a dict, or transformers' SizeDict
+        edges = [edge for key, edge in named.items() if edge is not None and not key.endswith("pixels")]
+        if not all(isinstance(edge, int) and 1 <= edge <= _MAX_EDGE for edge in edges):
+            raise ValueError(f"{name}: {attribute} of the image processor must be in 1 … {_MAX_EDGE} pixels, got {str(stored)[:80]} in {source!r}. Download or save it again.")
+
+
 def content_hash(folder: Path) -> str:
     """Hash of the weights, configuration and vocabulary in a folder."""
     digest = hashlib.blake2b(digest_size=16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwm.localize.checkpoints import commit_of, content_hash, first_line, hub_answers, local_folder, quiet_transformers
+from mwm.localize.checkpoints import check_sizes, commit_of, content_hash, first_line, hub_answers, local_folder, quiet_transformers
 from mwm.localize.presets import pinned
 
 
@@ -95,6 +95,10 @@ def _read(source: str | Path, name: str, kinds: dict[str, tuple[str, str]], exam
                        "Install a newer transformers.")
     model_class, processor_class = (getattr(transformers, wanted) for wanted in kinds[kind])
     processor = processor_class.from_pretrained(source, trust_remote_code=False, **options)  # said, or transformers asks on the terminal
+    try:
+        check_sizes(processor, name, str(source))
+    except ValueError as error:
+        raise _Refused(str(error)) from error
     try:
         model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except OSError:
