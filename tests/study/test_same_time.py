@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.transfer.drawn import rows_with_patients, write_index
 
 import mwm.study.cells
@@ -17,6 +18,7 @@ from mwm.study.command import StudyOptions, study
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.folds import write_folds
+from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of
 from mwm.study.same_time import needed, scaled_epochs, waiting
 from mwm.study.sources import ARMS, arm
@@ -108,3 +110,13 @@ def test_the_study_says_what_it_waits_for_and_pretrains_with_the_epochs_that_fit
     run_cell(TIMED, plan, out, "cpu")
     facts = read_facts(TIMED.folder(out))
     assert epochs == [60] and facts["epochs"] == 60 and facts["wall_seconds"]["pretrain"] == 90.5
+
+
+def test_the_dry_run_counts_a_pretraining_once_and_gives_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spent = {"region": 100.0, "uniform60": 70.0, "uniform60_time": 70.0}
+    monkeypatch.setattr("mwm.study.rehearse._one", lambda config, cell, *a: print("regions: 30 images") or {"pretrain": spent[cell.arm], **dict.fromkeys(cell.tasks, 1.0)})
+    blocks = (("region", ("probe",)), ("uniform60", ("probe",)), ("uniform60_time", ("probe",)), ("region", ("detect", "segment")))
+    cells = [Cell("drawn", name, fold, tasks) for name, tasks in blocks for fold in (0, 1)]
+    said = rehearse(config("region"), cells, tmp_path, tmp_path, device="cpu", workers=1, threads=torch.get_num_threads())
+    assert said.startswith(f"6 cells: {clock(2 * (100 + 70 + 100 + 5))} in one process")  # two folds; five tasks of a second
+    assert "regions: 30 images" not in (printed := capsys.readouterr().out) and len(printed.splitlines()) == 4

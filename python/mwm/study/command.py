@@ -159,6 +159,10 @@ def _claim(config: StudyConfig, out: Path) -> None:
             before = StudyConfig.from_yaml(path)
             for name in ("pretrain", "finetune", "source"):
                 if getattr(before, name) != getattr(config, name):
+                    if name == "finetune" and not any(config.finetune.get(task) != settings for task, settings in before.finetune.items()):
+                        added = ", ".join(sorted(set(config.finetune) - set(before.finetune)))
+                        raise StudyError(f"study: {out.name} belongs to a study without settings for {added}, and they would count for all of its cells. A task that is added "
+                                         "later takes the defaults of mwm finetune: leave them out, or choose another --out.")
                     raise StudyError(f"study: {out.name} belongs to a study with other settings in {name}. Choose another --out, or restore them.")
             for name in set(before.data) & set(config.data):
                 if before.data[name] != config.data[name]:

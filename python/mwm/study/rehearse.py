@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shutil
 import time
@@ -47,7 +49,8 @@ def rehearse(config: StudyConfig, cells: Sequence[Cell], out: Path, scratch: Pat
     for cell in cells:
         key = cell.data, cell.arm, cell.tasks
         if key not in times:
-            parts = _one(config, cell, out, scratch / f"{cell.data}-{cell.arm}", device, weights)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what runs say about themselves, several times each
+                parts = _one(config, cell, out, scratch / f"{cell.data}-{cell.arm}", device, weights)
             if "pretrain" in parts:
                 if (cell.data, cell.arm) in pretrained:  # a later block's tasks take the encoder that is there
                     parts["pretrain"] = 0.0
