@@ -152,6 +152,7 @@ def test_soft_prefers_well_covered_patches_and_keeps_the_counts() -> None:
         ({"high": 0.4, "low": 0.8}, "Swap them"),
         ({"high": 0.8}, "given together"),
         ({"overall": 0.5, "low": 0.2}, "leave low out"),
+        ({"preset": ["0.8/0.4"]}, "preset must be one of 0.8/0.4, 0.7/0.3, 0.6/0.2"),
         ({"preset": "0.9/0.1"}, "preset must be one of 0.8/0.4, 0.7/0.3, 0.6/0.2"),
         ({"preset": "0.8/0.4", "high": 0.9}, "preset must be given alone"),
         ({"empty": "drop"}, "empty must be one of mean, low, error"),

@@ -78,7 +78,7 @@ class RegionPolicy(Policy):
         if preset is not None:
             if high is not None or low is not None or self.overall is not None:
                 raise ValueError(f"region: preset must be given alone, got preset={preset!r} and high, low or overall. Leave one of them out.")
-            if preset not in PRESETS:
+            if not isinstance(preset, str) or preset not in PRESETS:
                 raise ValueError(f"region: preset must be one of {', '.join(PRESETS)}, got {preset!r}. Other shares: high=…, low=….")
             return PRESETS[preset]
         if self.overall is not None:
