@@ -147,6 +147,21 @@ def test_the_page_of_a_preview_names_no_folder_of_the_user(images: Path, tmp_pat
     assert "JANE_DOE" not in page and "mwm preview IMAGES --root ROOT --regions REGIONS" in page
 
 
+def test_a_file_name_cannot_write_to_the_terminal(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name with an escape sequence had reached the terminal as it is."""
+    scans = tmp_path / "scans"
+    shutil.copytree(images / "images", scans)
+    (scans / "a\x1b[31m\x07.png").write_bytes(b"no image")
+    words = ["localize", str(scans), "--localizer", "maps", "--maps", str(images / "masks"), "--out", str(tmp_path / "out"), "--strict"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "\x1b" not in said.err + said.out and "\\x1b[31m" in said.err
+    (scans / "b\x1b[31m.png").write_bytes(b"no image")
+    assert main(["preview", str(scans), "--policy", "uniform", "--image-size", "64", "--out", str(tmp_path / "preview")]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.err + said.out and "\\x1b[31m" in said.out
+
+
 def test_a_warning_is_one_line_without_the_place_in_our_code(images: Path, tmp_path: Path) -> None:
     regions = tmp_path / "regions"
     run("localize", images / "images", "--localizer", "maps", "--maps", images / "masks", "--out", regions, "--intensity", "minmax")

@@ -12,10 +12,16 @@ EXPLAINED, UNFORESEEN, INTERRUPTED = 2, 1, 130
 def report(error: Exception) -> int:
     """Print the sentence on stderr; returns the exit code."""
     words, code = sentence(error)
+    words = printable(words)
     rank = os.environ.get("RANK")  # under torchrun: who says it
     # One write, so that two processes cannot run into one line.
     sys.stderr.write(f"mwm: {words}\n" if rank is None else f"mwm: [process {rank}] {words}\n")
     return code
+
+
+def printable(text: str) -> str:
+    """A text without what moves the cursor or colours the terminal: file names and cells of a CSV may hold such characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def sentence(error: Exception) -> tuple[str, int]:

@@ -13,6 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mwm.cli.errors import printable
 from mwm.cli.regions import add_localizer, add_reading, add_refining, reading, refining
 
 
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     statistics = region_statistics(survey, policy, grid=grid, ids=ids, seed=options.seed)
     print(format_statistics(statistics))
     if skipped:
-        print(f"skipped {len(skipped)} files:", *skipped[:5], *([f"and {len(skipped) - 5} more"] if len(skipped) > 5 else []), sep="\n  ")
+        print(f"skipped {len(skipped)} files:", *map(printable, skipped[:5]), *([f"and {len(skipped) - 5} more"] if len(skipped) > 5 else []), sep="\n  ")
     if bool(survey.inside.flatten(1).any(1).any()) and policy.needs_region:
         policy = policy.with_empty_share(policy.mean_share(survey.inside))
     chosen = torch.linspace(0, len(samples) - 1, min(options.count, len(samples))).round().long().unique().tolist()

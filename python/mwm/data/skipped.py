@@ -44,5 +44,5 @@ class SkippedFiles:
             temporary.unlink(missing_ok=True)
 
     def __str__(self) -> str:
-        lines = [f"skipped {len(self.rows)} files:"] + [f"  {name}: {reason}" for name, reason in self.rows[:10]]
+        lines = [f"skipped {len(self.rows)} files:"] + ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"  {name}: {reason}") for name, reason in self.rows[:10]]
         return "\n".join(lines + ([f"  … and {len(self.rows) - 10} more"] if len(self.rows) > 10 else []))
