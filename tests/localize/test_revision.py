@@ -185,3 +185,15 @@ def test_command_line_takes_revisions_of_localizer_and_sam(hub: Callable, clipse
     assert main(["preview", *asked, "--method", "kmeans", "--image-size", "64", "--out", str(tmp_path / "preview")]) == 0
     assert json.loads((tmp_path / "preview" / "regions" / "regions.json").read_text())["meta"]["localizer"].endswith(OLD)
     capsys.readouterr()
+
+
+def test_pretrain_hands_the_commit_to_its_localizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mwm.localize
+    from mwm.cli.pretrain import localize_for
+    from mwm.train import PretrainConfig
+
+    told: dict = {}
+    monkeypatch.setattr(mwm.localize, "run_localize", lambda **given: told.update(given))
+    config = PretrainConfig(images=str(tmp_path), out=str(tmp_path / "run"), prompt="lungs", localizer="clipseg", localizer_checkpoint="somebody/clipseg", localizer_revision="v2")
+    localize_for(config, {})
+    assert (told["checkpoint"], told["revision"]) == ("somebody/clipseg", "v2")

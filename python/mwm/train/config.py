@@ -16,7 +16,7 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 MASKS = ("auto", "region", "uniform", "matched", "foreground")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "cuda_graph", "threads", "panel_every", "panel_images", "log_every",
-                            "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "foreground", "localizer_checkpoint"})
+                            "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "foreground", "localizer_checkpoint", "localizer_revision"})
 
 
 class TrainError(ValueError):
@@ -45,6 +45,7 @@ class PretrainConfig:
     prompt: str | None = _help(None, "what to mask more, in words; localized before training")
     localizer: str = _help("tiny", "name of the localizer that reads the prompt")
     localizer_checkpoint: str | None = _help(None, "folder or hub name of the localizer's weights")
+    localizer_revision: str | None = _help(None, "commit, branch or tag of that hub name; default: a preset's own, else the newest")
     split: str | None = _help(None, "take only rows of this split of an index CSV")
     overwrite: bool = _help(False, "replace an existing run")
     resume: bool = _help(False, "continue the run in `out` from its checkpoint, bit for bit")
