@@ -70,5 +70,6 @@ def localize_for(config: Any, refine: dict[str, Any]) -> str:
     folder = out.parent / f"{out.name}.regions"
     device = None if config.device == "auto" else config.device
     run_localize(images=config.images, prompt=config.prompt, out=str(folder), localizer=config.localizer, checkpoint=config.localizer_checkpoint,
-                 revision=config.localizer_revision, split=config.split, read=ReadSettings(intensity=config.intensity, **config.read), device=device, strict=config.strict, progress=config.progress, **refine)
+                 revision=config.localizer_revision, split=config.split, read=ReadSettings(intensity=config.intensity, **config.read), device=device,
+                 strict=config.strict, progress=config.progress, **refine)
     return str(folder)
