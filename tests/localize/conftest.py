@@ -1,14 +1,24 @@
-"""A small random CLIPSeg with its own tokenizer, saved as a user's local checkpoint would be."""
+"""One thread for all, and a small random CLIPSeg with its own tokenizer, saved as a user's local checkpoint would be."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-,."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small work, which more threads would slow down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

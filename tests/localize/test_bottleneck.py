@@ -20,14 +20,6 @@ from mwm.localize.protocol import UnsupportedImage
 LUNGS = "both lungs"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make("clip", tmp_path_factory.mktemp("clip") / "checkpoint")

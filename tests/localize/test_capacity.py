@@ -9,14 +9,6 @@ from torch import Tensor
 from mwm.localize.capacity import Schedule, capacity, capacity_slope, optimise
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("sigma", [1.0, 0.4, 3.0])
 def test_capacity_is_the_divergence_of_the_noisy_activation_from_the_prior(sigma: float) -> None:
     h, alpha = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3

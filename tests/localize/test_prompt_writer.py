@@ -14,14 +14,6 @@ from mwm.localize.prompt_writer import PromptWriter, as_yaml, clean, usable
 TAUGHT = ["a dark mass inside the brain", "a tumour that shines brightly", "nothing of interest here", "a glioma with a bright rim"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def writer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of some ten thousand weights that has learnt to list four sentences."""

@@ -21,14 +21,6 @@ needs_open_clip = pytest.mark.skipif(importlib.util.find_spec("open_clip") is No
 ALL = [pytest.param(kind, marks=needs_open_clip if kind.startswith("open") else ()) for kind in KINDS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory):
     root, made = tmp_path_factory.mktemp("clips"), {}

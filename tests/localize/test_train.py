@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,6 @@ import mwm
 from mwm.data import ReadSettings, read_image, read_list
 from mwm.localize.train import TrainSettings, train_localizer
 from mwm.localize.train_data import list_examples, mask_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def picture(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,6 @@ from mwm.localize import localize_folder
 from mwm.localize.ensemble import EnsembleLocalizer
 from mwm.localize.evaluate import evaluate_regions
 from mwm.localize.training import KEY, SUPERVISED, Training, source_line, training_from, training_of
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

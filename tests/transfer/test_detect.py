@@ -23,15 +23,6 @@ from mwm.transfer.pyramid import FeaturePyramid
 pytest.importorskip("pycocotools")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many small operations run faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with an untrained resnet10t for images of 64 pixels."""
