@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,8 @@ from tqdm import tqdm
 
 from mwm.data import SkippedFiles
 from mwm.localize.train_data import Examples
+from mwm.localize.train_settings import Trainee, TrainReport, TrainSettings
 from mwm.localize.train_state import Unfinished
-
-if TYPE_CHECKING:
-    from mwm.localize.train import Trainee, TrainReport, TrainSettings
 
 
 def fit(

@@ -7,8 +7,7 @@ from .convert import is_sparsified, sparsify
 from .encoder import create_encoder
 from .packed import Packed, pack
 from .randomness import random_state
-from .refusal import PackedError
-from .windows import StrideError
+from .refusal import PackedError, StrideError
 
 methods.install()
 

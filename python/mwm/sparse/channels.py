@@ -15,6 +15,7 @@ from .operands import channel_axis, lead_of, map_of, same_places, settled
 from .packed import Packed
 from .refusal import refuse
 from .registry import handles, named
+from .strides import stride_error
 
 
 def _given(args: tuple, kwargs: dict, position: int, *names: str, default: Any = None) -> Any:
@@ -143,7 +144,5 @@ def inside_tiles(function: Callable, args: tuple, kwargs: dict) -> Packed:
     if function.__name__ == "pixel_unshuffle":
         factor = _given(args, kwargs, 1, "downscale_factor")
         if x._data.shape[-1] % factor:
-            from .windows import stride_error
-
             raise stride_error(function, x, factor)
     return x._like(function(x._data, *args[1:], **kwargs).contiguous(memory_format=torch.channels_last))

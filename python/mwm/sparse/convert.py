@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layers import LAYER, timm_layers, torch_layers, torchvision_layers
+from .layers import timm_layers, torch_layers, torchvision_layers
+from .randomness import LAYER
 from .refusal import NAME, PackedError
 
 # Layers whose output at a position depends on hidden or distant positions in a way that tiles cannot give, whatever the input.

@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from .packed import Packed
 from .pointwise import pointwise
-from .randomness import drop_channels, drop_path
-
-LAYER = "_mwm_layer"  # attribute that `sparsify` leaves on layers that draw noise: their number in the net
+from .randomness import LAYER, drop_channels
 
 
 class PackedDropout2d(nn.Dropout2d):
@@ -57,8 +55,3 @@ def torchvision_layers() -> dict[type, type]:
     from .torchvision_layers import SWAPS
 
     return SWAPS
-
-
-def drop_branch(module: nn.Module, x: Packed, drop: float, *, scale: bool = True, per_batch: bool = False) -> Packed:
-    """drop_path with the number of the layer that `sparsify` left on the module."""
-    return drop_path(x, drop, module.__dict__.get(LAYER), scale=scale, per_batch=per_batch)

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mwm.ops import random_words
 
 from .operands import image_rows
 from .packed import Packed
 
+LAYER = "_mwm_layer"  # attribute that `sparsify` leaves on layers that draw noise: their number in the net
 STREAM = 1 << 10  # layer n draws from stream STREAM + n of `random_words`; other rooms use the streams below
 
 
@@ -92,3 +93,8 @@ def drop_channels(x: Packed, drop: float, layer: int | None) -> Packed:
     kept = keep_noise(x.plan.batch_size, x._data.shape[1], drop, layer, x._data)
     kept = kept / (1.0 - drop) if drop < 1.0 else kept
     return x._like(x._data * image_rows(kept, x.plan)[:, :, None, None])
+
+
+def drop_branch(module: nn.Module, x: Packed, drop: float, *, scale: bool = True, per_batch: bool = False) -> Packed:
+    """drop_path with the number of the layer that `sparsify` left on the module."""
+    return drop_path(x, drop, module.__dict__.get(LAYER), scale=scale, per_batch=per_batch)

@@ -17,6 +17,18 @@ class PackedError(TypeError):
     """A function that cannot run on packed tiles with the meaning it has on a dense map."""
 
 
+class StrideError(ValueError):
+    """A patch that the strides of a network do not divide.
+
+    Attributes:
+        stride: what the patch would have to be a multiple of to pass this layer, pixels.
+    """
+
+    def __init__(self, message: str, stride: int) -> None:
+        super().__init__(message)
+        self.stride = stride
+
+
 def refuse(function: Callable | str, reason: str, fix: str = "") -> PackedError:
     """The error for a function that packed tiles do not take; names the module whose forward is running.
 

@@ -12,6 +12,7 @@ from .operands import axis_of, channel_axis, settled
 from .packed import Packed
 from .refusal import refuse
 from .registry import handles
+from .strides import stride_error
 
 _MEANING = {"T": "images", "C": "channels", "H": "rows", "W": "columns"}
 
@@ -198,8 +199,6 @@ def index(function: Callable, args: tuple, kwargs: dict) -> Packed:
     if axes[:1] != "T" or "C" not in axes or len(set(steps)) != 1:
         raise refuse(function, f"index {where} changes more than channels")
     if x._data.shape[x._axes.index("H")] % steps[0]:
-        from .windows import stride_error
-
         raise stride_error(function, x, steps[0])
     return x._like(x._data[tuple(entries)], axes)
 

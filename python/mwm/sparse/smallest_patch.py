@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .packed import Packed, pack
-from .refusal import NAME
+from .refusal import NAME, StrideError
 
 LARGEST = 1024  # pixels; a network beyond that stride is not searched to its end
 _searching = False
@@ -37,8 +37,6 @@ def smallest_patch(reached: int) -> int:
 
 
 def _search(net: nn.Module, like: Packed, patch: int) -> int:
-    from .windows import StrideError
-
     net = copy.deepcopy(net).eval()
     for module in net.modules():
         module._forward_hooks.clear()

@@ -13,9 +13,10 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor
 from torch.nn import functional as F
 
-from .layers import drop_branch
 from .packed import Packed
-from .windows import check_step, on_dense_map
+from .randomness import drop_branch
+from .strides import check_step
+from .windows import on_dense_map
 
 
 class PackedDropPath(DropPath):

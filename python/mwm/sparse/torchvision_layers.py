@@ -9,9 +9,9 @@ from torchvision.models.densenet import _DenseLayer
 from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import StochasticDepth
 
-from .layers import drop_branch
 from .operands import image_rows
 from .packed import Packed
+from .randomness import drop_branch
 
 
 class PackedStochasticDepth(StochasticDepth):

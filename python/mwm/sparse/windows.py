@@ -19,32 +19,7 @@ from .recompute import spared
 from .reductions import image_max, image_mean
 from .refusal import location, refuse
 from .registry import handles, named
-
-
-class StrideError(ValueError):
-    """A patch that the strides of a network do not divide.
-
-    Attributes:
-        stride: what the patch would have to be a multiple of to pass this layer, pixels.
-    """
-
-    def __init__(self, message: str, stride: int) -> None:
-        super().__init__(message)
-        self.stride = stride
-
-
-def stride_error(function: Callable | str, x: Packed, step: int) -> StrideError:
-    """The error for a layer whose stride does not divide the tile; names layer, stride and the smallest legal patch."""
-    from .smallest_patch import smallest_patch
-
-    patch, edge = x._plan.patch_size, x._data.shape[x._axes.index("H")]
-    reached = patch * step // edge if patch % edge == 0 else step
-    smallest = reached if torch.compiler.is_compiling() else smallest_patch(reached)
-    return StrideError(
-        f"mwm.Packed: the patch must be a multiple of every stride reached, got a patch of {patch} pixels and stride "
-        f"{reached}{location()} (tiles of edge {edge}, step {step}). Use patches that are a multiple of {smallest} pixels, the smallest legal patch.",
-        reached,
-    )
+from .strides import check_step
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -76,12 +51,6 @@ def on_dense_map(function: Callable, x: Packed, run: Callable[[Tensor], Tensor],
         raise refuse(function, f"its output of {height} x {width} does not divide into the {rows} x {columns} patches",
                      "Choose the padding so that the output is the input divided by the stride.")
     return x._like(pack_tiles(out, plan))
-
-
-def check_step(function: Callable | str, x: Packed, step: int) -> None:
-    """Refuse a stride that does not divide the tile."""
-    if x._data.shape[-1] % step:
-        raise stride_error(function, x, step)
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
