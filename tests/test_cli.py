@@ -278,7 +278,9 @@ def test_an_unreadable_file_is_skipped_counted_and_listed(images: Path, tmp_path
 
 def test_ctrl_c_ends_in_one_sentence_and_leaves_a_whole_run(images: Path, tmp_path: Path) -> None:
     words = ["pretrain", images / "images", "--mask-ratio", "0.5", "--out", tmp_path / "run", *TINY_RUN, "--epochs", "5000", "--checkpoint-steps", "2", "--log-every", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "mwm", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Tests that were started in the background (`make test &`) ignore interrupts, and so would what they start.
+    process = subprocess.Popen([sys.executable, "-m", "mwm", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
