@@ -1,8 +1,8 @@
 """Forward and backward of a step as CUDA graphs: hundreds of launches from Python become one.
 
-A sparse step has two to three times as many launches as a dense one and much less arithmetic, so that on a fast GPU the host, not the GPU, sets its pace. A graph is
-bound to its shapes, and those of packed tiles follow from the number of visible patches in the batch: there is a graph for each number that comes up. Masks of a
-fixed count need one; region masks of two shares need a few dozen, whose memory is shared.
+Launched one by one, a sparse step on a fast GPU is bound by the host (the eager rows of bench/RESULTS_GPU.md). A graph is bound to its shapes, and those of packed
+tiles follow from the number of visible patches in the batch: there is a graph for each number that comes up. Masks of a fixed count need one; those of two shares several,
+whose memory is shared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mwm.ops import TilePlan, build_plan
 from mwm.train.config import TrainError
+from mwm.train.loader import to_device
 
 WARM = 3  # steps before the first capture: kernels are compiled, loaded and chosen outside of it
 LIMIT = 64  # graphs that are kept; other numbers of visible patches run as without graphs
@@ -104,11 +105,6 @@ class CapturedGradients:
         self._seen: Counter[int] = Counter()
         self._shared: list[Tensor] | None = None
 
-    @property
-    def graphs(self) -> int:
-        """Number of graphs so far."""
-        return len(self._graphs)
-
     def __call__(self, images: Tensor, active: Tensor, visible: int | None, others: Sequence[Tensor]) -> Tensor:
         """One step's gradients.
 
@@ -126,7 +122,7 @@ class CapturedGradients:
         self._seen[tiles] += 1
         if tiles not in self._graphs:
             if self._seen.total() <= WARM or self._seen[tiles] == 1 or len(self._graphs) == LIMIT:
-                there, moved = plan.to(self._device), [x.to(self._device) for x in others]
+                there, moved = plan.to(self._device), [to_device(x, self._device) for x in others]
                 return self._recorder.beside(lambda: self._run(images, there, moved))
             self._graphs[tiles] = self._capture(plan, fresh)
         layout, result, replay = self._graphs[tiles]
@@ -138,10 +134,7 @@ class CapturedGradients:
     def _capture(self, plan: TilePlan, fresh: list[Tensor]) -> tuple[list[Tensor], Tensor, Callable[[], None]]:
         if self._shared is None:
             self._shared = [torch.empty_like(x, device=self._device) for x in fresh]
-        for own, value in zip(self._shared, fresh, strict=True):
-            _fill(own, value)
-        own = plan.to(self._device)
-        own = TilePlan(*(x.clone() for x in own.tensors()), plan.patch_size, plan.visible)
+        own = TilePlan(*(torch.empty_like(x, device=self._device) for x in plan.tensors()), plan.patch_size, plan.visible)  # filled before every replay
         try:
             result, replay = self._recorder.record(lambda: self._run(self._shared[0], own, self._shared[1:]))
         except (RuntimeError, NotImplementedError) as error:

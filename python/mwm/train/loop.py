@@ -91,11 +91,11 @@ class _Trainer:
         if self.prepared.continues:
             self._resume()
         self.wrapped = distributed.wrap(self.model, self.world)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.captured = None
         if self.config.cuda_graph:
             captured.check_masks(self.config.decode, self.prepared.policy.visible(self.config.grid))
-            self.captured = captured.CapturedGradients(self._gradients, trained, self.config.patch_size, self.world.device)
+            self.captured = captured.CapturedGradients(self._gradients, self.trained, self.config.patch_size, self.world.device)
         if self.world.is_main:
             record.claim_folder(self.config, continues=self.prepared.continues)
             self._write_facts("running")
@@ -173,8 +173,7 @@ class _Trainer:
                 sums = self._gradients(images, active, [to_device(x, device) for x in others], visible)
         total, counted, flat_total, flat_hidden, hidden, patches = sums
         self.scaler.unscale_(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, config.clip if config.clip is not None else math.inf)
+        norm = nn.utils.clip_grad_norm_(self.trained, config.clip if config.clip is not None else math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         everything = total + flat_total if config.min_std else total
