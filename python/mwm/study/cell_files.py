@@ -161,13 +161,13 @@ def write_failure(cell: Cell, config: StudyConfig, out: Path, error: str, weight
     """
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    hashed, before = fingerprint(cell, config, weights), read_facts(folder)
+    hashed, before, later = fingerprint(cell, config, weights), read_facts(folder), read_facts(folder, PROGRESS)
     now = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "failed", "error": error}
     if before.get("config_hash", hashed) != hashed:
         write_facts(folder, now | {"config_hash": before["config_hash"]} | {name: before[name] for name in ("weights_hash",) if name in before})
         return
     # What a piece of a cell says about itself is in one of the two; progress.json is the later one.
-    known = before | {name: value for name, value in read_facts(folder, PROGRESS).items() if read_facts(folder, PROGRESS).get("config_hash") == hashed}
+    known = before | (later if later.get("config_hash") == hashed else {})
     tasks = sorted(path.parent.name for path in folder.glob("*/metrics.json")) if known else []
     write_facts(folder, known | now | {"config_hash": hashed, "tasks": tasks})
 
