@@ -4,6 +4,7 @@
 // Rows are cut into fixed shares and channels into blocks. A share is summed in blocks of rows, in the wide type, and the blocks in
 // double; shares are joined in order. So neither threads nor the instruction set's width decide on the order of a channel's sum.
 #include "rows.h"
+#include "stream.h"
 
 #include <cmath>
 
@@ -47,12 +48,65 @@ inline typename L::V passed(typename L::V grad, typename L::V out) {
   return grad;
 }
 
+// Whether a result is written past the caches.
+template <class E>
+inline bool past_caches(const View& map) {
+  constexpr int64_t kAlign = Lanes<E, true>::kStreamAlign;
+  const int64_t row = map.shape[1] * int64_t{sizeof(E)};
+  return map.shape[0] * map.shape[2] * map.shape[3] * row >= kStreamBytes && row % kAlign == 0 && reinterpret_cast<std::uintptr_t>(map.data) % kAlign == 0;
+}
+
 // Adds a channel's or a vector's worth of sums to totals in double.
 template <class L>
 inline void add_to(double* total, typename L::V sum) {
   typename L::T values[L::count];
   L::store_wide(values, sum);
   for (int64_t i = 0; i < L::count; ++i) total[i] += static_cast<double>(values[i]);
+}
+
+// Adds two sums per channel of [begin, end) over rows [first, last) to `one` and `two`, which start at `begin`; `add(lanes, row, c, &a, &b)`
+// adds a row's. Few channels stay in registers down a block of rows. More would make that walk jump from row to row, at half of the
+// memory's pace: their sums lie in the first cache and `kSide` rows are read side by side: one where
+// several maps come from memory, four where one does, which spares the cache. The order of a channel's sum is the same.
+template <class E, int kSide, class Add>
+void walk(int64_t first, int64_t last, int64_t begin, int64_t end, double* one, double* two, const Add& add) {
+  using T = typename Wide<E>::type;
+  using Full = Lanes<E, true>;
+  constexpr int kGroup = 4;
+  const bool narrow = end - begin <= kGroup * Full::count;
+  Scratch<T> kept(narrow ? 0 : 2 * (end - begin));
+  T *a = kept.data(), *b = a + (end - begin);
+  for (int64_t row = first; row < last; row += kRows) {
+    const int64_t stop = least(row + kRows, last);
+    if (narrow) {
+      for_groups<E>(begin, end, [&](auto lanes, auto group, int64_t c) {
+        using L = decltype(lanes);
+        constexpr int kVectors = decltype(group)::value;
+        typename L::V total[kVectors], total_two[kVectors];
+        MWM_UNROLL for (int v = 0; v < kVectors; ++v) total[v] = total_two[v] = L::zero();
+        for (int64_t r = row; r < stop; ++r) MWM_UNROLL for (int v = 0; v < kVectors; ++v) add(L{}, r, c + v * L::count, &total[v], &total_two[v]);
+        MWM_UNROLL for (int v = 0; v < kVectors; ++v) {
+          add_to<L>(one + c - begin + v * L::count, total[v]);
+          add_to<L>(two + c - begin + v * L::count, total_two[v]);
+        }
+      });
+      continue;
+    }
+    std::memset(kept.data(), 0, static_cast<size_t>(2 * (end - begin)) * sizeof(T));
+    const auto more = [&](auto rows, int64_t r) {
+      for_lanes<E>(begin, end, [&](auto lanes, int64_t c) {
+        using L = decltype(lanes);
+        auto total = L::load_wide(a + c - begin), total_two = L::load_wide(b + c - begin);
+        MWM_UNROLL for (int i = 0; i < decltype(rows)::value; ++i) add(L{}, r + i, c, &total, &total_two);
+        L::store_wide(a + c - begin, total);
+        L::store_wide(b + c - begin, total_two);
+      });
+    };
+    int64_t r = row;
+    for (; r + kSide <= stop; r += kSide) more(Group<kSide>{}, r);
+    for (; r < stop; ++r) more(Group<1>{}, r);
+    for (int64_t c = 0; c < end - begin; ++c) one[c] += static_cast<double>(a[c]), two[c] += static_cast<double>(b[c]);
+  }
 }
 
 // Of a share and a block of channels: mean and sum of squared deviations.
@@ -71,29 +125,12 @@ void share_moments(const E* x, const Rows& shape, int64_t split, int64_t begin, 
     for (int64_t r = first; r < first + head; ++r) total = total + L::load(x + r * shape.channels + c);
     L::store_wide(shift.data() + c - begin, total * L::all(static_cast<T>(1) / static_cast<T>(most<int64_t>(head, 1))));
   });
-  for (int64_t row = first; row < last; row += kRows) {
-    const int64_t stop = least(row + kRows, last);
-    for_groups<E>(begin, end, [&](auto lanes, auto group, int64_t c) {
-      using L = decltype(lanes);
-      constexpr int kGroup = decltype(group)::value;
-      typename L::V origin[kGroup], total[kGroup], total_square[kGroup];
-      MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
-        origin[v] = L::load_wide(shift.data() + c - begin + v * L::count);
-        total[v] = total_square[v] = L::zero();
-      }
-      const E* from = x + row * shape.channels + c;
-      for (int64_t r = row; r < stop; ++r, from += shape.channels)
-        MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
-          const auto d = L::load(from + v * L::count) - origin[v];
-          total[v] = total[v] + d;
-          total_square[v] = L::multiply_add(d, d, total_square[v]);
-        }
-      MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
-        add_to<L>(sum.data() + c - begin + v * L::count, total[v]);
-        add_to<L>(square.data() + c - begin + v * L::count, total_square[v]);
-      }
-    });
-  }
+  walk<E, 4>(first, last, begin, end, sum.data(), square.data(), [&](auto lanes, int64_t row, int64_t c, auto* total, auto* total_square) {
+    using L = decltype(lanes);
+    const auto d = L::load(x + row * shape.channels + c) - L::load_wide(shift.data() + c - begin);
+    *total = *total + d;
+    *total_square = L::multiply_add(d, d, *total_square);
+  });
   for (int64_t c = 0; c < end - begin; ++c) {
     const double off = sum[c] / static_cast<double>(most<int64_t>(count, 1));
     mean[begin + c] = static_cast<double>(shift[c]) + off;
@@ -155,6 +192,7 @@ void apply(const View& x, const View& residual, const View& weight, const View& 
   for (int64_t c = 0; c < channels; ++c) shift[c] = is_none(bias) ? T{} : pointer<T>(bias)[c];
   const T* centre = pointer<T>(mean);
   const E* added = is_none(residual) ? nullptr : pointer<E>(residual);
+  const bool past = past_caches<E>(out);
   parallel_for(rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       const E* from = pointer<E>(x) + r * channels;
@@ -164,9 +202,12 @@ void apply(const View& x, const View& residual, const View& weight, const View& 
         using L = decltype(lanes);
         auto y = L::multiply_add(L::load(from + c) - L::load_wide(centre + c), L::load_wide(scale.data() + c), L::load_wide(shift.data() + c));
         if (more) y = y + L::load(more + c);
-        L::store(to + c, activated<L>(y, kActivation));
+        y = activated<L>(y, kActivation);
+        if (past) L::stream(to + c, y);
+        else L::store(to + c, y);
       });
     }
+    if (past) finish_streaming();
   });
 }
 
@@ -193,29 +234,14 @@ struct Derivative {
   // Of a share and a block of channels: sums of that gradient, and of its product with x - mean.
   void share(const Rows& shape, int64_t split, int64_t begin, int64_t end, double* sum, double* product) const {
     for (int64_t c = begin; c < end; ++c) sum[c] = product[c] = 0;
-    const int64_t last = shape.first(split + 1);
-    for (int64_t row = shape.first(split); row < last; row += kRows) {
-      const int64_t stop = least(row + kRows, last);
-      for_groups<E>(begin, end, [&](auto lanes, auto group, int64_t c) {
-        using L = decltype(lanes);
-        constexpr int kGroup = decltype(group)::value;
-        typename L::V total[kGroup], total_product[kGroup];
-        MWM_UNROLL for (int v = 0; v < kGroup; ++v) total[v] = total_product[v] = L::zero();
-        for (int64_t at = row * channels; at < stop * channels; at += channels)
-          MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
-            const int64_t channel = c + v * L::count;
-            typename L::V g, d;
-            read<L>(at, channel, &g, &d);
-            total[v] = total[v] + g;
-            total_product[v] = L::multiply_add(g, d, total_product[v]);
-            if (grad_residual) L::store(grad_residual + at + channel, g);
-          }
-        MWM_UNROLL for (int v = 0; v < kGroup; ++v) {
-          add_to<L>(sum + c + v * L::count, total[v]);
-          add_to<L>(product + c + v * L::count, total_product[v]);
-        }
-      });
-    }
+    walk<E, 1>(shape.first(split), shape.first(split + 1), begin, end, sum + begin, product + begin, [&](auto lanes, int64_t row, int64_t c, auto* total, auto* total_product) {
+      using L = decltype(lanes);
+      typename L::V g, d;
+      read<L>(row * channels, c, &g, &d);
+      *total = *total + g;
+      *total_product = L::multiply_add(g, d, *total_product);
+      if (grad_residual) L::store(grad_residual + row * channels + c, g);
+    });
   }
 };
 
@@ -250,6 +276,7 @@ void derivative(const View& grad, const View& x, const View& out, const View& we
   }
   if (is_none(grad_x)) return;
   E* to = pointer<E>(grad_x);
+  const bool past = past_caches<E>(grad_x);
   const auto write = [&](const auto& reader) {
     parallel_for(shape.rows, most<int64_t>(1, 8192 / channels), threads, [&](int64_t first, int64_t last) {
       for (int64_t at = first * channels; at < last * channels; at += channels)
@@ -258,8 +285,10 @@ void derivative(const View& grad, const View& x, const View& out, const View& we
           typename L::V g, d;
           reader.template read<L>(at, c, &g, &d);
           const auto inner = L::multiply_add(d, L::load_wide(slope.data() + c), g + L::load_wide(constant.data() + c));
-          L::store(to + at + c, inner * L::load_wide(scale.data() + c));
+          if (past) L::stream(to + at + c, inner * L::load_wide(scale.data() + c));
+          else L::store(to + at + c, inner * L::load_wide(scale.data() + c));
         });
+      if (past) finish_streaming();
     });
   };
   // The residual's gradient has the mask in it already.

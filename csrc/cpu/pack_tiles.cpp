@@ -1,9 +1,6 @@
 // Dense map to tiles and back. Pure data movement, bound by memory; work is cut by tile (pack) or by row of patches (unpack).
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "isa.h"
+#include "stream.h"
 
 namespace mwm {
 namespace MWM_ISA {
@@ -38,32 +35,6 @@ void copy_block(const T* from, int64_t from_row, int64_t from_column, int64_t fr
       }
     }
   }
-}
-
-// Maps larger than this leave the caches before they are read again. They are written past them, which spares the memory the
-// reading of every line that is about to be overwritten.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-constexpr int64_t kLine = 64;
-
-// Writes whole cache lines; `from` advances by `step` bytes a line, 0 repeats one.
-inline void stream_lines(char* to, const char* from, int64_t bytes, int64_t step) {
-  for (int64_t i = 0; i < bytes; i += kLine, from += step) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from));
-#elif defined(__AVX2__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + 32), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32)));
-#else
-    std::memcpy(to + i, from, kLine);
-#endif
-  }
-}
-
-// Before other threads may read what was streamed.
-inline void finish_streaming() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
 }
 
 uint64_t fill_bits(double fill, DType dtype) {

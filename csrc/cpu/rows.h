@@ -55,6 +55,21 @@ struct Lanes {
       for (int64_t i = 0; i < count; ++i) put(to[i], wide[i]);
     }
   }
+  // A store past the caches, to an address that is a multiple of `kStreamAlign`; `finish_streaming` before others read it.
+  static constexpr int64_t kStreamAlign = count * int64_t{sizeof(E)};
+  static void stream(E* to, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(E) == sizeof(T)) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+    } else {
+      alignas(32) E narrow[count];
+      store(narrow, v);
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_load_si256(reinterpret_cast<const __m256i*>(narrow)));
+    }
+#else
+    store(to, v);
+#endif
+  }
   static V load_wide(const T* from) { return MWM_ISA::load(from); }
   static void store_wide(T* to, V v) { MWM_ISA::store(to, v); }
   static V zero() { return V{}; }
@@ -73,6 +88,7 @@ struct Lanes<E, false> {
 
   static V load(const E* from) { return widen(*from); }
   static void store(E* to, V v) { put(*to, v); }
+  static void stream(E* to, V v) { store(to, v); }
   static V load_wide(const T* from) { return *from; }
   static void store_wide(T* to, V v) { *to = v; }
   static V zero() { return T{}; }
@@ -108,7 +124,12 @@ inline void for_groups(int64_t begin, int64_t end, const Function& function) {
   constexpr int kGroup = 4;
   int64_t c = begin;
   for (; c + kGroup * Full::count <= end; c += kGroup * Full::count) function(Full{}, Group<kGroup>{}, c);
-  for_lanes<E>(c, end, [&](auto lanes, int64_t at) { function(lanes, Group<1>{}, at); });
+  switch ((end - c) / Full::count) {
+    case 3: function(Full{}, Group<3>{}, c); c += 3 * Full::count; break;
+    case 2: function(Full{}, Group<2>{}, c); c += 2 * Full::count; break;
+    case 1: function(Full{}, Group<1>{}, c); c += Full::count; break;
+  }
+  for (; c < end; ++c) function(Lanes<E, false>{}, Group<1>{}, c);
 }
 
 }  // namespace

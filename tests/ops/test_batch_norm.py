@@ -9,7 +9,7 @@ from torch import Tensor
 from mwm import ops
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-SHAPES = [(3, 5, 2, 2), (160, 64, 4, 4), (7, 70, 3, 3), (20, 130, 1, 1), (20, 1, 2, 2), (70, 16, 8, 8)]
+SHAPES = [(3, 5, 2, 2), (160, 64, 4, 4), (7, 70, 3, 3), (20, 130, 1, 1), (20, 1, 2, 2), (70, 16, 8, 8), (40, 48, 4, 4), (36, 288, 3, 3)]
 ACTIVATE = {None: lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
@@ -44,6 +44,21 @@ def _inputs(shape: tuple[int, ...], affine: bool, residual: bool) -> list[Tensor
 def test_value_and_gradients_are_those_of_dense_batch_norm(dtype: torch.dtype, shape: tuple[int, ...], affine: bool, residual: bool,
                                                            activation: str | None, isa: str) -> None:
     harness.check(_ours(activation), _oracle(activation), _inputs(shape, affine, residual), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_too_large_for_a_cache(dtype: torch.dtype, isa: str) -> None:
+    """From 8 MiB on results are written past the caches: the same bits as in smaller pieces, and the right gradients."""
+    x, weight, bias, residual = _inputs((70, 64, 24, 24) if dtype == torch.float32 else (130, 64, 24, 24), True, True)
+    x, weight, bias, residual = x.to(dtype), weight.float(), bias.float(), residual.to(dtype)
+    mean, var = ops.batch_moments(x)
+    whole = ops.batch_norm(x, mean, var, weight, bias, residual=residual, activation="relu")
+    assert whole.nbytes >= 8 << 20
+    for piece in range(0, len(x), 30):
+        part = slice(piece, piece + 30)
+        assert torch.equal(whole[part], ops.batch_norm(x[part], mean, var, weight, bias, residual=residual[part], activation="relu"))
+    if dtype == torch.float32:
+        harness.check(_ours("relu"), _oracle("relu"), _inputs(tuple(x.shape), True, True), dtype=dtype)
 
 
 @pytest.mark.parametrize("activation", ACTIVATE)
