@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from mwm.ops.pointwise_conv import pointwise_conv
 
-CASES = [(40, 96, 64, 1), (40, 64, 96, 1), (17, 70, 65, 1), (9, 12, 7, 1), (6, 16, 24, 2), (3, 8, 5, 8)]
+CASES = [(40, 96, 64, 1), (40, 64, 96, 1), (17, 70, 65, 1), (9, 12, 7, 1), (6, 16, 24, 2), (20, 64, 96, 2), (3, 8, 5, 8), (1030, 70, 64, 1), (1030, 64, 70, 1)]
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -37,3 +37,33 @@ def test_autocast_and_second_derivatives_are_those_of_conv2d() -> None:
     (other,) = torch.autograd.grad(F.conv2d(x, weight).square().sum(), x, create_graph=True)
     for mine, want in zip(torch.autograd.grad(first.square().sum(), [x, weight]), torch.autograd.grad(other.square().sum(), [x, weight]), strict=True):
         torch.testing.assert_close(mine, want, rtol=1e-3, atol=1e-2 * float(want.abs().max()))
+
+
+def test_few_rows_give_the_same_bits_whatever_the_threads_and_the_graph() -> None:
+    x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(64, 96, 1, 1), torch.randn(64)
+
+    def run(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        out = pointwise_conv(*leaves)
+        with torch.no_grad():
+            assert torch.equal(pointwise_conv(*leaves), out)
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    before = torch.get_num_threads()
+    try:
+        for one, two in zip(run(1), run(2), strict=True):
+            assert torch.equal(one, two)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_the_gradients_that_are_asked_for_are_made() -> None:
+    x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(64, 96, 1, 1), torch.randn(64)
+    for wanted in (0, 1, 2):
+        leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate((x, weight, bias))]
+        (mine,) = torch.autograd.grad(pointwise_conv(*leaves).square().sum(), leaves[wanted])
+        (other,) = torch.autograd.grad(F.conv2d(*leaves).square().sum(), leaves[wanted])
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)

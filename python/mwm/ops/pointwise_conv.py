@@ -1,8 +1,9 @@
-"""1x1 convolution of packed tiles: torch's products, in the memory view and with the kernel that measurement found fastest."""
+"""1x1 convolution of packed tiles: in the memory view and with the products that measurement found fastest."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,31 @@ from torch import Tensor
 
 from . import native
 
-# Zen 4, 2 threads, 160 tiles, oneDNN 3.x through torch 2.14; GFLOP/s of oneDNN and of the core's implicit GEMM.
-#   view: many tiny images cost oneDNN up to three times as much as the rows of one image (2048 -> 512 at t = 1: 30 against 87 a thread);
-#         at t = 8 in float32 the tiles as they are win by 5 %.
-#   weight gradient at t = 1: float32 2048 -> 512: 91 / 132, 3072 -> 768: 87 / 138, 512 -> 2048: 149 / 130;
-#         bfloat16 2048 -> 512: 124 / 311, 512 -> 2048: 247 / 301, 3072 -> 768: 212 / 265, 768 -> 3072: 225 / 279.
-#   forward, input gradient, and everything at larger tiles: oneDNN, by 0-10 %.
+
+class Own(NamedTuple):
+    """Which of the three products of a 1x1 convolution the core takes; the others are torch's, that is oneDNN's."""
+
+    forward: bool
+    grad_input: bool
+    grad_weight: bool
+
+
+# Zen 4, 2 threads, oneDNN 3.x through torch 2.14. As one image, rows in a line: many tiny images cost oneDNN up to three times as much
+# (2048 -> 512 at t = 1: 30 against 87 GFLOP/s a thread); at t = 8 in float32 the tiles as they are win by 5 %.
 ROWS_UP_TO = {torch.float32: 4, torch.float64: 4, torch.float16: 4, torch.bfloat16: 1 << 30}
+
+# ms with torch / with the core, by rows (tiles times t * t), at t = 1:
+#   float32 forward, 512 -> 2048: 96 rows 1.40 / 1.30, 160 2.39 / 1.97, 340 3.93 / 4.07, 640 9.0 / 7.0, 1360 13.8 / 16.6;
+#     2048 -> 512: 1.56 / 1.12, 2.66 / 1.77, 4.11 / 3.77, 7.2 / 6.8, 14.2 / 16.7.
+#   float32 backward, both gradients, 512 -> 2048: 3.67 / 2.54, 5.02 / 4.36, 8.80 / 8.70, 19.4 / 16.1, 33.0 / 37.5;
+#     2048 -> 512: 4.57 / 2.84, 5.97 / 4.73, 9.47 / 7.90, 21.2 / 15.2, 43.0 / 36.5 (the weight's 24.7 / 19.9).
+#   bfloat16, the weight's gradient, 512 -> 2048: 0.95 / 0.62, 1.53 / 1.24, 3.33 / 2.11, 4.6 / 4.4, 14.1 / 9.3; the rest torch.
+# At t = 2 filters are smaller. float32, both gradients, 1024 -> 256: 384 rows 2.62 / 2.16, 640 no difference in the net, 1360 torch by 7 %;
+#   bfloat16, the weight's gradient, 256 -> 1024: 384 rows 0.79 / 0.62, 640 no difference in the net. At t = 4 and 8: torch, by 0-20 %.
+ROWS_OF_CORE = {1: 1024, 2: 512}
+_TORCH = Own(False, False, False)
+_NARROWEST = 64
+"""Channels from which on the core's panels are full."""
 
 
 def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,10 +61,11 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if edge > ROWS_UP_TO.get(kind, 4):
         return F.conv2d(x, weight, bias)
     rows = x.permute(0, 2, 3, 1).view(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
-    if edge == 1 and bias is None and _own_weight_gradient(kind, channels, weight) and not torch.compiler.is_compiling():
-        out = _Rows.apply(rows.to(kind), weight.to(kind))
-    else:
+    own = _own(kind, tiles, edge, weight)
+    if own == _TORCH:
         out = F.conv2d(rows, weight, bias)
+    else:
+        out = _Rows.apply(rows.to(kind), weight.to(kind), None if bias is None else bias.to(kind), own)
     return out.permute(0, 2, 3, 1).reshape(tiles, edge, edge, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -54,45 +74,94 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def _own_weight_gradient(kind: torch.dtype, channels: int, weight: Tensor) -> bool:
-    if type(weight.data) is not Tensor or not weight.requires_grad or not torch.is_grad_enabled():
-        return False
-    return (kind == torch.bfloat16 or (kind == torch.float32 and channels > weight.shape[0])) and min(channels, weight.shape[0]) >= 64
+def _own(kind: torch.dtype, tiles: int, edge: int, weight: Tensor) -> Own:
+    filters, channels = weight.shape[:2]
+    if kind not in (torch.float32, torch.bfloat16) or min(filters, channels) < _NARROWEST or type(weight.data) is not Tensor or torch.compiler.is_compiling():
+        return _TORCH
+    few = tiles * edge * edge <= ROWS_OF_CORE.get(edge, 0)
+    if few and kind == torch.float32:
+        return Own(True, True, True)
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    deep = edge == 1 and (kind == torch.bfloat16 or channels > filters)
+    return Own(False, False, True) if learns and (few or deep) else _TORCH
 
 
 class _Rows(torch.autograd.Function):
-    """conv2d of [1, C, T, 1] with the weight's gradient from the core."""
+    """conv2d of [1, C, T, t * t], each product from where `Own` says."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, own: Own) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return F.conv2d(rows, weight)
+        ctx.own, ctx.biased = own, bias is not None
+        return _product("tile_conv_forward", rows, weight, bias) if own.forward else F.conv2d(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         rows, weight = ctx.saved_tensors
-        own = not torch.is_grad_enabled()  # torch knows the second derivative, the core does not
-        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not own, False]
-        grad_rows, grad_weight = None, None
+        # torch knows the second derivative, the core does not.
+        own = _TORCH if torch.is_grad_enabled() else ctx.own
+        needs = ctx.needs_input_grad[:3]
+        # The bias's gradient alone would cost torch the weight's, too.
+        mask = [needs[0] and not own.grad_input, needs[1] and not own.grad_weight, needs[2] and not own.grad_weight]
+        grad_rows, grad_weight, grad_bias = None, None, None
         if any(mask):
-            grad_rows, grad_weight, _ = torch.ops.aten.convolution_backward(grad, rows, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask)
-        if own and ctx.needs_input_grad[1]:
+            sizes = [weight.shape[0]] if ctx.biased else None
+            grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, rows, weight, sizes, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask)
+        if needs[0] and own.grad_input:
+            grad_rows = _product("tile_conv_grad_input", grad, weight)
+        if needs[1] and own.grad_weight:
             grad_weight = _grad_weight(grad, rows, weight)
-        return grad_rows, grad_weight
+        if needs[2] and own.grad_weight:
+            grad_bias = _grad_bias(grad)
+        return grad_rows, grad_weight, grad_bias, None
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_of_rows(count: int) -> tuple[Tensor, Tensor]:
+    """Coordinates and slots of `count` images of one patch: each row is a tile of its own."""
+    slots = torch.arange(count, dtype=torch.int32, device="cpu")
+    return torch.stack((slots, torch.zeros_like(slots), torch.zeros_like(slots)), 1), slots.view(count, 1, 1)
+
+
+def _as_tiles(rows: Tensor) -> Tensor:
+    """[1, C, T, t * t] -> [T * t * t, C, 1, 1]"""
+    return rows.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, rows.shape[1], 1, 1)
+
+
+_GEOMETRY = [1, 1, 1, 0, 0, 0, 0, 1]
+"""ops/conv_geometry.py, of a window of one position."""
+
+
+def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
+    """rows times weight (forward) or its transpose (grad_input). [1, K or C, T, t * t]"""
+    from .tile_conv import _workspace
+
+    tiles, room = _as_tiles(rows), _workspace(weight, 1)
+    width = weight.shape[0 if kernel == "tile_conv_forward" else 1]
+    out = tiles.new_empty(tiles.shape[0], width, 1, 1)
+    plan = _plan_of_rows(tiles.shape[0])  # a view does not keep its tensor alive, so each has a name until the kernel returns
+    views = map(native.view, (tiles, weight, *bias, *plan))
+    getattr(native.core(), kernel)(*views, _GEOMETRY, native.view(room), native.view(out), native.threads())
+    return out.view(1, *rows.shape[2:], width).permute(0, 3, 1, 2)
 
 
 def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """sum over rows of grad[k] * x[c], each row taken for a tile of its own. [K, C, 1, 1]"""
+    """sum over rows of grad[k] * x[c]. [K, C, 1, 1]"""
     from .tile_conv import _sums
 
-    count = rows.shape[2]
-    x, grad = (t.contiguous(memory_format=torch.channels_last).permute(2, 1, 0, 3) for t in (rows, grad))
-    slots = torch.arange(count, dtype=torch.int32)
-    coords = torch.zeros((count, 3), dtype=torch.int32)
-    coords[:, 0] = slots
+    grad, x = _as_tiles(grad), _as_tiles(rows)
     out = torch.empty_like(weight, memory_format=torch.channels_last)
-    sums = _sums(grad, out.numel())
-    native.core().tile_conv_grad_weight(
-        *map(native.view, (grad, x, coords, slots.view(count, 1, 1))), [1, 1, 1, 0, 0, 0, 0, 1], native.view(sums), native.view(out), native.threads()
-    )
+    sums, plan = _sums(grad, out.numel()), _plan_of_rows(grad.shape[0])
+    views = map(native.view, (grad, x, *plan))
+    native.core().tile_conv_grad_weight(*views, _GEOMETRY, native.view(sums), native.view(out), native.threads())
+    return out
+
+
+def _grad_bias(grad: Tensor) -> Tensor:
+    """sum over rows of grad[k]. [K]"""
+    from .tile_conv import _sums
+
+    grad = _as_tiles(grad)
+    out, sums = grad.new_empty(grad.shape[1]), _sums(grad, grad.shape[1])
+    native.core().tile_conv_grad_bias(native.view(grad), native.view(sums), native.view(out), native.threads())
     return out
