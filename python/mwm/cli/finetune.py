@@ -29,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
     """Train and print the figures."""
+    from mwm.train.heap import keep_freed_memory
     from mwm.transfer import FinetuneConfig, finetune
 
     given: dict[str, Any] = vars(options)
     if "data" not in given and "run" in given and ("encoder" in given or "init" in given):  # one place was filled, and RUN is not needed
         given["data"] = given.pop("run")
+    keep_freed_memory()
     finetune(FinetuneConfig(**given), command=shlex.join(["mwm", *words]))
     return 0

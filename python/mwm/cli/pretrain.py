@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, words: list[str]) -> int:
     """Localize where there is a prompt, then train."""
     from mwm.train import PretrainConfig, pretrain
+    from mwm.train.heap import keep_freed_memory
 
     given: dict[str, Any] = vars(options)
     file = given.pop("config", None)
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         config = PretrainConfig.from_yaml(file, **given)
     else:
         config = PretrainConfig.from_dict(given)
+    keep_freed_memory()
     out = pretrain(config, localize=lambda settings: localize_for(settings, refine), command=shlex.join(["mwm", *words]))
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
         print(f"\nThe encoder is in {Path(out) / 'encoder.safetensors'}. Next: mwm finetune {shlex.quote(str(out))} LABELLED_IMAGES --task classify")

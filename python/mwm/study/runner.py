@@ -178,7 +178,10 @@ def _work(pipe: Connection, parent: int, config: StudyConfig, out: Path, device:
         os.environ.pop(name, None)
     import torch
 
+    from mwm.train.heap import keep_freed_memory
+
     torch.set_num_threads(threads)
+    keep_freed_memory()
     while True:
         try:
             job = pipe.recv()
