@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import harness
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mwm.ops.pointwise_conv import pointwise_conv
 
@@ -67,3 +70,29 @@ def test_only_the_gradients_that_are_asked_for_are_made() -> None:
         (mine,) = torch.autograd.grad(pointwise_conv(*leaves).square().sum(), leaves[wanted])
         (other,) = torch.autograd.grad(F.conv2d(*leaves).square().sum(), leaves[wanted])
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_what_follows_may_write_into_the_result() -> None:
+    x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(64, 96, 1, 1).requires_grad_()
+    (mine,) = torch.autograd.grad(F.relu_(pointwise_conv(x, weight)).sum(), x)
+    (other,) = torch.autograd.grad(F.relu(F.conv2d(x, weight)).sum(), x)
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [lambda w, b: (w.double(), b), lambda w, b: (w[:, :65], b), lambda w, b: (w, b[:63]), lambda w, b: (w, b.double())])
+def test_what_does_not_fit_is_refused_as_torch_refuses_it(change: Callable) -> None:
+    x, weight, bias = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last), torch.randn(64, 96, 1, 1), torch.randn(64)
+    rows = x.permute(2, 1, 0, 3)  # as they are handed on
+    with pytest.raises(RuntimeError) as want:
+        F.conv2d(rows, *change(weight, bias))
+    with pytest.raises(RuntimeError) as found:
+        pointwise_conv(x, *change(weight, bias))
+    assert str(found.value) == str(want.value)
+
+
+def test_counters_of_arithmetic_see_the_product() -> None:
+    x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        pointwise_conv(x, torch.randn(64, 96, 1, 1))
+    assert counter.get_total_flops() == 2 * 40 * 96 * 64

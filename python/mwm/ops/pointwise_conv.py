@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .registry import eager
 
 
 class Own(NamedTuple):
@@ -34,6 +35,8 @@ ROWS_UP_TO = {torch.float32: 4, torch.float64: 4, torch.float16: 4, torch.bfloat
 #   bfloat16, the weight's gradient, 256 -> 1024: 384 rows 0.79 / 0.62, 640 no difference in the net. At t = 4 and 8: torch, by 0-20 %.
 ROWS_OF_CORE = {1: 1024, 2: 512}
 _TORCH = Own(False, False, False)
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+"""What autocast turns into its own dtype."""
 _NARROWEST = 64
 """Channels from which on the core's panels are full."""
 
@@ -61,7 +64,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if edge > ROWS_UP_TO.get(kind, 4):
         return F.conv2d(x, weight, bias)
     rows = x.permute(0, 2, 3, 1).view(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
-    own = _own(kind, tiles, edge, weight)
+    own = _own(kind, tiles, edge, weight) if _fits(x, weight, bias, kind, autocast) else _TORCH
     if own == _TORCH:
         out = F.conv2d(rows, weight, bias)
     else:
@@ -74,9 +77,19 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype, autocast: bool) -> bool:
+    """Whether the core may be given these; what does not fit together is for torch to refuse, and what watches the dispatcher must see it."""
+    parameters = [weight] if bias is None else [weight, bias]
+    return (
+        eager((x, weight, bias))
+        and weight.shape[1] == x.shape[1]
+        and all(p.is_cpu and p.shape[0] == weight.shape[0] and (p.dtype == kind or (autocast and p.dtype in _CAST)) for p in parameters)
+    )
+
+
 def _own(kind: torch.dtype, tiles: int, edge: int, weight: Tensor) -> Own:
     filters, channels = weight.shape[:2]
-    if kind not in (torch.float32, torch.bfloat16) or min(filters, channels) < _NARROWEST or type(weight.data) is not Tensor or torch.compiler.is_compiling():
+    if kind not in (torch.float32, torch.bfloat16) or min(filters, channels) < _NARROWEST:
         return _TORCH
     few = tiles * edge * edge <= ROWS_OF_CORE.get(edge, 0)
     if few and kind == torch.float32:
@@ -138,11 +151,12 @@ def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) ->
 
     tiles, room = _as_tiles(rows), _workspace(weight, 1)
     width = weight.shape[0 if kernel == "tile_conv_forward" else 1]
-    out = tiles.new_empty(tiles.shape[0], width, 1, 1)
+    # Made in the shape that is returned: autograd lets nobody write to a view that was made inside a Function.
+    out = torch.empty((1, width, *rows.shape[2:]), dtype=rows.dtype, memory_format=torch.channels_last)
     plan = _plan_of_rows(tiles.shape[0])  # a view does not keep its tensor alive, so each has a name until the kernel returns
     views = map(native.view, (tiles, weight, *bias, *plan))
-    getattr(native.core(), kernel)(*views, _GEOMETRY, native.view(room), native.view(out), native.threads())
-    return out.view(1, *rows.shape[2:], width).permute(0, 3, 1, 2)
+    getattr(native.core(), kernel)(*views, _GEOMETRY, native.view(room), native.view(_as_tiles(out)), native.threads())
+    return out
 
 
 def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor) -> Tensor:

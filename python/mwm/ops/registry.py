@@ -45,7 +45,7 @@ def register(
     direct = None if backward is None else _differentiable(name, implementation, setup_context, backward)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or len(args) != count or not _eager(args):
+        if torch.compiler.is_compiling() or len(args) != count or not eager(args):
             return op(*args)
         if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in args):
             return op(*args) if direct is None else direct.apply(*args)
@@ -54,7 +54,7 @@ def register(
     return call
 
 
-def _eager(args: tuple) -> bool:
+def eager(args: tuple) -> bool:
     """Whether these are plain tensors with values, and nothing watches the dispatcher: no mode (fake tensors, tracers, counters), no transform, no tracing."""
     watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
     return not watched and all((type(value) in _PLAIN and (value.is_cuda or value.is_cpu)) or not isinstance(value, torch.Tensor) for value in args)
