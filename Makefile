@@ -24,7 +24,7 @@ sanitize: install
 	$(PY) -m pip install --quiet pybind11 cmake ninja
 	PYTHON=$(PY) scripts/sanitize.sh
 
-# Every row is appended to the table as it is measured; about fifteen minutes on two quiet cores.
+# Every row is appended to the table as it is measured; about twenty-five minutes on two quiet cores.
 bench: install
 	$(PY) -m mwm bench all --csv bench/results/cpu.csv
 	$(PY) -m mwm.bench.report --csv bench/results/cpu.csv --out bench/RESULTS.md

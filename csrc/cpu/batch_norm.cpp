@@ -21,7 +21,11 @@ template <int64_t N> struct Kind { static constexpr int64_t value = N; };
 struct Rows {
   int64_t rows, channels, splits, columns;  // columns: of one task
 
-  Rows(const View& x, int64_t shares) : rows(x.shape[0] * x.shape[2] * x.shape[3]), channels(x.shape[1]), splits(shares), columns(shares > 1 ? channels : kColumns) {}
+  // Whole rows where the shares occupy the threads, as memory likes them; else as few blocks of channels as do.
+  Rows(const View& x, int64_t shares, int64_t threads) : rows(x.shape[0] * x.shape[2] * x.shape[3]), channels(x.shape[1]), splits(shares) {
+    const int64_t wanted = (threads + shares - 1) / shares;
+    columns = most(kColumns, round_up((channels + wanted - 1) / most<int64_t>(wanted, 1), kColumns));
+  }
   int64_t blocks() const { return (channels + columns - 1) / columns; }
   int64_t tasks() const { return splits * blocks(); }
   int64_t first(int64_t split) const { return rows * split / splits; }
@@ -142,7 +146,7 @@ template <class E>
 void moments(const View& x, const View& sums, const View& mean, const View& var, const View& running_mean, const View& running_var, double momentum,
              int64_t threads) {
   using T = typename Wide<E>::type;
-  const Rows shape(x, sums.shape[0]);
+  const Rows shape(x, sums.shape[0], threads);
   double* parts = pointer<double>(sums);
   parallel_for(shape.tasks(), 1, threads, [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; ++task) {
@@ -249,7 +253,7 @@ template <class E, int64_t kActivation>
 void derivative(const View& grad, const View& x, const View& out, const View& weight, const View& bias, const View& mean, const View& var, double eps,
                 const View& sums, const View& grad_x, const View& grad_residual, const View& grad_weight, const View& grad_bias, int64_t threads) {
   using T = typename Wide<E>::type;
-  const Rows shape(x, sums.shape[0]);
+  const Rows shape(x, sums.shape[0], threads);
   const int64_t channels = shape.channels;
   Scratch<T> scale(channels), shift(channels), slope(channels), constant(channels);
   fill_scale<T>(weight, var, eps, scale.data());

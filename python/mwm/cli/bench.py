@@ -2,7 +2,7 @@
 
   mwm bench             list the benches
   mwm bench encoder     the sparsified encoder against the dense one and against mask-multiply
-  mwm bench all --csv FILE --json FILE   everything, about fifteen minutes; rows are written as they are measured
+  mwm bench all --csv FILE --json FILE   everything, about twenty-five minutes; rows are written as they are measured
 """
 
 from __future__ import annotations

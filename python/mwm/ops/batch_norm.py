@@ -219,9 +219,9 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Room for the sums of fixed shares of the rows; their number depends on shapes alone, and is even, for two threads."""
+    """Room for the sums of fixed shares of the rows; their number depends on shapes alone, and is even, for two threads that read whole rows."""
     rows = x.shape[0] * x.shape[2] * x.shape[3]
-    splits = next((n for n in (16, 8, 4, 2) if rows >= 512 * n), 1)
+    splits = next((n for n, least in ((16, 8192), (8, 4096), (4, 2048), (2, 128)) if rows >= least), 1)
     return torch.empty((splits, 2, x.shape[1]), dtype=torch.float64)
 
 
