@@ -70,8 +70,8 @@ inline void add_to(double* total, typename L::V sum) {
 
 // Adds two sums per channel of [begin, end) over rows [first, last) to `one` and `two`, which start at `begin`; `add(lanes, row, c, &a, &b)`
 // adds a row's. Few channels stay in registers down a block of rows. More would make that walk jump from row to row, at half of the
-// memory's pace: their sums lie in the first cache and `kSide` rows are read side by side: one where
-// several maps come from memory, four where one does, which spares the cache. The order of a channel's sum is the same.
+// memory's pace: their sums lie in the first cache, and `kSide` rows are read side by side, one where several maps come from memory, four
+// where one does, which spares the cache. The order of a channel's sum is the same.
 template <class E, int kSide, class Add>
 void walk(int64_t first, int64_t last, int64_t begin, int64_t end, double* one, double* two, const Add& add) {
   using T = typename Wide<E>::type;

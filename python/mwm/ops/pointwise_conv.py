@@ -81,7 +81,8 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype, aut
     """Whether the core may be given these; what does not fit together is for torch to refuse, and what watches the dispatcher must see it."""
     parameters = [weight] if bias is None else [weight, bias]
     return (
-        eager((x, weight, bias))
+        not torch.compiler.is_compiling()
+        and eager((x, weight, bias))
         and weight.shape[1] == x.shape[1]
         and all(p.is_cpu and p.shape[0] == weight.shape[0] and (p.dtype == kind or (autocast and p.dtype in _CAST)) for p in parameters)
     )
