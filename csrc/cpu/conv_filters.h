@@ -103,8 +103,9 @@ struct Filters {
     }
   }
 
-  // A square of 4 x 4 floats.
-  static void transpose(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  // A square of 4 x 4 words of four bytes; steps in elements of two or four.
+  template <class E, class P>
+  static void transpose(const E* from, int64_t from_step, P* to, int64_t to_step) {
     Four a, b, c, d;
     std::memcpy(&a, from, 16);
     std::memcpy(&b, from + from_step, 16);
@@ -120,11 +121,13 @@ struct Filters {
   // Outputs lie apart: column by column of a block that stays in the first-level cache.
   template <class E, int kPair, class P>
   void pack_columns(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
-    if constexpr (kPair == 1 && sizeof(E) == 4 && sizeof(P) == 4) {
-      if (input_step == 1 && lanes == width && (end - begin) % 4 == 0) {
+    // Four bytes are a float, or the two inputs of a pair.
+    if constexpr (kPair * sizeof(E) == 4 && kPair * sizeof(P) == 4) {
+      constexpr int64_t kSquare = 4 * kPair;
+      if (input_step == 1 && output_step % kPair == 0 && lanes == width && (end - begin) % kSquare == 0) {
         for (int64_t lane = 0; lane < width; lane += 4) {
           for (int64_t ahead = lane + kAhead; ahead < least(lane + kAhead + 4, width); ++ahead) fetch(at + ahead * output_step + begin, end - begin);
-          for (int64_t p = begin; p < end; p += 4) transpose(at + lane * output_step + p, output_step, to + p * width + lane, width);
+          for (int64_t p = begin; p < end; p += kSquare) transpose(at + lane * output_step + p, output_step, to + p * width + kPair * lane, kPair * width);
         }
         return;
       }
