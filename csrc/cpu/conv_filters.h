@@ -2,18 +2,10 @@
 #pragma once
 
 #include "conv_window.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace mwm {
 namespace MWM_ISA {
-
-typedef float Four __attribute__((vector_size(16)));
-typedef int32_t FourInts __attribute__((vector_size(16)));
-#if defined(__clang__)
-#define MWM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define MWM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
-#endif
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasDot = true;
@@ -41,7 +33,7 @@ struct Filters {
   Groups groups;
   int64_t taps, kernel_w, group_step, input_step, output_step, depth;
   bool dot;
-  static constexpr int64_t kAhead = 16;
+  static constexpr int64_t kAhead = 16, kBlock = 64, kWidest = 64;
 
   Filters(const View& w, const Window& window, bool adjoint, bool with_dot)
       : weight(w),
@@ -57,19 +49,19 @@ struct Filters {
   template <class T> int64_t group_size() const { return taps * depth * round_up(groups.outputs(), kLanes<T>); }
   template <class T> int64_t offset(int64_t group, int64_t panel) const { return group * group_size<T>() + panel * kPanel<T> * taps * depth; }
 
-  template <class E, class P, class T>
+  template <class W, class E, class P, class T>
   void pack_panel(int64_t group, int64_t panel, P* out) const {
-    for (int64_t tap = 0; tap < taps; ++tap) pack_tap<E, P, T>(group, panel, tap, out + tap * depth * vectors<T>(panel) * kLanes<T>);
+    for (int64_t tap = 0; tap < taps; ++tap) pack_tap<W, E, P, T>(group, panel, tap, out + tap * depth * vectors<T>(panel) * kLanes<T>);
   }
 
-  // One tap of a panel. E: type of the weight, P: type in the panel (T, or E where `dot` interleaves two inputs), T: type of the sums.
-  template <class E, class P, class T>
+  // One tap of a panel. W: type of the weight, E: type it is rounded to, P: type in the panel (T, or E where `dot` interleaves two inputs),
+  // T: type of the sums.
+  template <class W, class E, class P, class T>
   void pack_tap(int64_t group, int64_t panel, int64_t tap, P* out) const {
     const int64_t width = vectors<T>(panel) * kLanes<T>, first = panel * kPanel<T>;
     const int64_t lanes = least(groups.outputs() - first, width);
     const int64_t pair = dot ? 2 : 1;
-    constexpr int64_t kBlock = 64;
-    const E* at = static_cast<const E*>(weight.data) + group * groups.joined * group_step + tap / kernel_w * weight.strides[2] +
+    const W* at = static_cast<const W*>(weight.data) + group * groups.joined * group_step + tap / kernel_w * weight.strides[2] +
                   tap % kernel_w * weight.strides[3];
     for (int64_t begin = 0; begin < depth; begin += kBlock) {
       const int64_t end = least(begin + kBlock, depth);
@@ -82,83 +74,89 @@ struct Filters {
   }
 
   // The weights of the next rows lie pages apart, where the machine does not look ahead by itself.
-  template <class E>
-  static void fetch(const E* from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(from + i);
+  template <class W>
+  static void fetch(const W* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(W))) __builtin_prefetch(from + i);
   }
 
   // Outputs lie side by side in the weight.
-  template <class E, int kPair, class P>
-  void pack_rows(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+  template <class E, int kPair, class P, class W>
+  void pack_rows(const W* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+    E room[kPair][kWidest];
     for (int64_t p = begin; p < end; p += kPair) {
-      const E *first = at + p * input_step, *second = first + (kPair - 1) * input_step;
       P* row = to + p * width;
       for (int64_t ahead = kAhead; ahead < kAhead + kPair; ++ahead)
         if (p + ahead < depth) fetch(at + (p + ahead) * input_step, lanes);
+      const E *first = in_type(at + p * input_step, lanes, room[0]), *second = in_type(at + (p + kPair - 1) * input_step, lanes, room[kPair - 1]);
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        row[kPair * lane] = panel_value<P>(first[lane]);
-        if (kPair == 2) row[kPair * lane + 1] = panel_value<P>(second[lane]);
+        row[kPair * lane] = panel_value<P, E>(first[lane]);
+        if (kPair == 2) row[kPair * lane + 1] = panel_value<P, E>(second[lane]);
       }
       for (int64_t i = kPair * lanes; i < kPair * width; ++i) row[i] = P{};
     }
   }
 
-  // A square of 4 x 4 words of four bytes; steps in elements of two or four.
-  template <class E, class P>
-  static void transpose(const E* from, int64_t from_step, P* to, int64_t to_step) {
-    Four a, b, c, d;
-    std::memcpy(&a, from, 16);
-    std::memcpy(&b, from + from_step, 16);
-    std::memcpy(&c, from + 2 * from_step, 16);
-    std::memcpy(&d, from + 3 * from_step, 16);
-    const Four ab0 = MWM_SHUFFLE(a, b, 0, 4, 1, 5), ab1 = MWM_SHUFFLE(a, b, 2, 6, 3, 7);
-    const Four cd0 = MWM_SHUFFLE(c, d, 0, 4, 1, 5), cd1 = MWM_SHUFFLE(c, d, 2, 6, 3, 7);
-    const Four rows[4] = {MWM_SHUFFLE(ab0, cd0, 0, 1, 4, 5), MWM_SHUFFLE(ab0, cd0, 2, 3, 6, 7), MWM_SHUFFLE(ab1, cd1, 0, 1, 4, 5),
-                          MWM_SHUFFLE(ab1, cd1, 2, 3, 6, 7)};
-    for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_step, &rows[i], 16);
+  // The same numbers in type E: in place, or rounded into `room`.
+  template <class E, class W>
+  static const E* in_type(const W* from, int64_t count, E* room) {
+    if constexpr (__is_same(E, W)) {
+      return from;
+    } else {
+      for (int64_t i = 0; i < count; i += kLanes<float>) {
+        const MWM_ISA::Lanes<float> lanes(count - i);
+        store_lanes(room + i, load_lanes(from + i, lanes), lanes);
+      }
+      return room;
+    }
   }
 
   // Outputs lie apart: column by column of a block that stays in the first-level cache.
-  template <class E, int kPair, class P>
-  void pack_columns(const E* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
+  template <class E, int kPair, class P, class W>
+  void pack_columns(const W* at, int64_t lanes, int64_t width, int64_t begin, int64_t end, P* to) const {
     // Four bytes are a float, or the two inputs of a pair.
     if constexpr (kPair * sizeof(E) == 4 && kPair * sizeof(P) == 4) {
       constexpr int64_t kSquare = 4 * kPair;
-      if (input_step == 1 && output_step % kPair == 0 && lanes == width && (end - begin) % kSquare == 0) {
+      if (input_step == 1 && lanes == width && (end - begin) % kSquare == 0) {
+        E room[4][kBlock];
+        const E* from[4];
         for (int64_t lane = 0; lane < width; lane += 4) {
           for (int64_t ahead = lane + kAhead; ahead < least(lane + kAhead + 4, width); ++ahead) fetch(at + ahead * output_step + begin, end - begin);
-          for (int64_t p = begin; p < end; p += kSquare) transpose(at + lane * output_step + p, output_step, to + p * width + kPair * lane, kPair * width);
+          for (int i = 0; i < 4; ++i) from[i] = in_type(at + (lane + i) * output_step + begin, end - begin, room[i]);
+          for (int64_t p = 0; p < end - begin; p += kSquare)
+            transpose(from[0] + p, from[1] + p, from[2] + p, from[3] + p, to + (begin + p) * width + kPair * lane, kPair * width);
         }
         return;
       }
     }
     for (int64_t lane = 0; lane < width; ++lane) {
-      const E* from = at + lane * output_step;
+      const W* from = at + lane * output_step;
       P* column = to + begin * width + lane * kPair;
       const bool real = lane < lanes;
       for (int64_t p = begin; p < end; p += kPair, column += kPair * width) {
-        column[0] = real ? panel_value<P>(from[p * input_step]) : P{};
-        if (kPair == 2) column[1] = real ? panel_value<P>(from[(p + 1) * input_step]) : P{};
+        column[0] = real ? panel_value<P, E>(from[p * input_step]) : P{};
+        if (kPair == 2) column[1] = real ? panel_value<P, E>(from[(p + 1) * input_step]) : P{};
       }
     }
   }
 
   // Zero off the diagonal of joined groups.
-  template <class E, class P>
-  void pack_joined(const E* at, int64_t first, int64_t lanes, int64_t width, int64_t pair, int64_t begin, int64_t end, P* to) const {
+  template <class E, class P, class W>
+  void pack_joined(const W* at, int64_t first, int64_t lanes, int64_t width, int64_t pair, int64_t begin, int64_t end, P* to) const {
     for (int64_t lane = 0; lane < width; ++lane) {
       const int64_t output = first + lane, group = output / groups.outputs_each;
-      const E* from = at + group * group_step + output % groups.outputs_each * output_step;
+      const W* from = at + group * group_step + output % groups.outputs_each * output_step;
       for (int64_t p = begin; p < end; ++p) {
         P value{};
-        if (lane < lanes && group == p / groups.inputs_each) value = panel_value<P>(from[p % groups.inputs_each * input_step]);
+        if (lane < lanes && group == p / groups.inputs_each) value = panel_value<P, E>(from[p % groups.inputs_each * input_step]);
         to[(p / pair * width + lane) * pair + p % pair] = value;
       }
     }
   }
 
-  template <class P, class E> static P panel_value(E x) {
-    if constexpr (sizeof(P) == sizeof(E)) return bit_copy<P>(x);
+  template <class P, class E, class W>
+  static P panel_value(W x) {
+    if constexpr (!__is_same(E, W)) return panel_value<P, E>(narrow<E>(x));
+    else if constexpr (sizeof(P) == sizeof(E)) return bit_copy<P>(x);
     else return widen(x);
   }
 };

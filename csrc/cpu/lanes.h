@@ -69,6 +69,16 @@ inline void store_lanes(E* to, typename Simd<T>::Vector x, Lanes<T> lanes) {
 
 #endif
 
+// The numbers that E has for these.
+template <class E>
+inline FloatVector rounded(FloatVector x) {
+  if constexpr (__is_same(E, float)) return x;
+  const Lanes<float> all(kLanes<float>);
+  E values[kLanes<float>];
+  store_lanes(values, x, all);
+  return load_lanes(values, all);
+}
+
 }  // namespace
 }  // namespace MWM_ISA
 }  // namespace mwm

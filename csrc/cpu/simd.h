@@ -64,6 +64,29 @@ inline DoubleVector fused(DoubleVector a, DoubleVector b, DoubleVector c) {
 #endif
 }
 
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define MWM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MWM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+
+// A square of 4 x 4 words of four bytes, from four rows to four rows `to_step` elements apart.
+template <class E, class P>
+inline void transpose(const E* first, const E* second, const E* third, const E* fourth, P* to, int64_t to_step) {
+  Four a, b, c, d;
+  std::memcpy(&a, first, 16);
+  std::memcpy(&b, second, 16);
+  std::memcpy(&c, third, 16);
+  std::memcpy(&d, fourth, 16);
+  const Four ab0 = MWM_SHUFFLE(a, b, 0, 4, 1, 5), ab1 = MWM_SHUFFLE(a, b, 2, 6, 3, 7);
+  const Four cd0 = MWM_SHUFFLE(c, d, 0, 4, 1, 5), cd1 = MWM_SHUFFLE(c, d, 2, 6, 3, 7);
+  const Four rows[4] = {MWM_SHUFFLE(ab0, cd0, 0, 1, 4, 5), MWM_SHUFFLE(ab0, cd0, 2, 3, 6, 7), MWM_SHUFFLE(ab1, cd1, 0, 1, 4, 5),
+                        MWM_SHUFFLE(ab1, cd1, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_step, &rows[i], 16);
+}
+
 // Rows that a register block holds for a panel of `vectors` vectors.
 constexpr int block_rows(int vectors) {
 #if defined(__AVX512F__)

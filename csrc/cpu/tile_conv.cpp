@@ -36,7 +36,7 @@ struct RowBlock {
   }
 };
 
-template <class E, class P, class T>
+template <class W, class E, class P, class T>
 struct Product {
   const View &source, &bias, &target;
   const Neighbours& plan;
@@ -76,7 +76,7 @@ struct Product {
           constexpr int NV = decltype(vectors)::value;
           const P* filter = panels + filters.offset<T>(q / per_group, q % per_group) + tap * filters.depth * NV * kLanes<T>;
           if (pack_inside) {
-            filters.pack_tap<E, P, T>(q / per_group, q % per_group, tap, tap_filters);
+            filters.pack_tap<W, E, P, T>(q / per_group, q % per_group, tap, tap_filters);
             filter = tap_filters;
           }
           this->template multiply_tap<NV>(filter, count, q / per_group, sums + (q - first_panel) * step, targets, sources, block);
@@ -116,7 +116,8 @@ struct Product {
   }
 };
 
-template <class E, class P>
+// W: type of the weight, E: of the features, P: of both in a product.
+template <class W, class E, class P>
 void convolve(const View& source, const View& bias, const View& target, const Neighbours& plan, const Window& window, const Filters& filters,
               const View& workspace, bool stem, int64_t threads) {
   using T = typename Wide<E>::type;
@@ -130,7 +131,7 @@ void convolve(const View& source, const View& bias, const View& target, const Ne
   if (!pack_inside) parallel_for(panel_count, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / filters.panels<T>(), panel = i % filters.panels<T>();
-      filters.pack_panel<E, P, T>(group, panel, panels + filters.offset<T>(group, panel));
+      filters.pack_panel<W, E, P, T>(group, panel, panels + filters.offset<T>(group, panel));
     }
   });
   if (stem) return stem_forward(source, plan, window, filters, panels, bias, target, threads);
@@ -144,14 +145,20 @@ void convolve(const View& source, const View& bias, const View& target, const Ne
   const int64_t per_group = filters.panels<T>();
   const int64_t source_bytes = source.shape[0] * source.shape[1] * source.shape[2] * source.shape[3] * static_cast<int64_t>(sizeof(E));
   const bool chunks_outside = (per_group - 1) * source_bytes > (chunks - 1) * filter_bytes;
-  const Product<E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk, panel_count, panels_per_task, chunks_outside, pack_inside};
+  const Product<W, E, P, T> product{source, bias, target, plan, filters, panels, units, units_per_chunk, panel_count, panels_per_task, chunks_outside, pack_inside};
   parallel_for(product.panel_blocks() * product.chunks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
+}
+
+// A weight in float32 is rounded to the features' half type as it is packed.
+DType weight_dtype(const View& source, const View& weight) {
+  const bool half = source.dtype == DType::kBFloat16 || source.dtype == DType::kFloat16;
+  return half && weight.dtype == DType::kFloat32 ? DType::kFloat32 : source.dtype;
 }
 
 void check_conv(const char* op, const View& source, const View& weight, const View& bias, const View& coords, const View& slots, const Window& w,
                 const View& workspace, const View& target, bool adjoint) {
   check(op, source, 4);
-  check(op, weight, 4, source.dtype);
+  check(op, weight, 4, weight_dtype(source, weight));
   check(op, target, 4, source.dtype);
   check_channels_last(op, source);
   check_channels_last(op, target);
@@ -180,12 +187,16 @@ void run(const char* op, const View& source, const View& weight, const View& bia
   const Neighbours plan(coords, slots, w, target.shape[2], source.shape[2], adjoint);
   const bool stem = !adjoint && is_stem(w, source.shape[1]);
   const Filters filters(weight, w, adjoint, kHasDot && !stem && source.dtype == DType::kBFloat16);
+  const bool rounds = weight.dtype != source.dtype;
 #if defined(__AVX512BF16__)
-  if (filters.dot) return convolve<BFloat16, BFloat16>(source, bias, target, plan, w, filters, workspace, stem, threads);
+  if (filters.dot && rounds) return convolve<float, BFloat16, BFloat16>(source, bias, target, plan, w, filters, workspace, stem, threads);
+  if (filters.dot) return convolve<BFloat16, BFloat16, BFloat16>(source, bias, target, plan, w, filters, workspace, stem, threads);
 #endif
   with_float(op, source.dtype, [&](auto element) {
     using E = decltype(element);
-    convolve<E, typename Wide<E>::type>(source, bias, target, plan, w, filters, workspace, stem, threads);
+    if constexpr (sizeof(E) == 2)
+      if (rounds) return convolve<float, E, typename Wide<E>::type>(source, bias, target, plan, w, filters, workspace, stem, threads);
+    convolve<E, E, typename Wide<E>::type>(source, bias, target, plan, w, filters, workspace, stem, threads);
   });
 }
 

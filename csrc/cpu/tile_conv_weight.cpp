@@ -65,7 +65,7 @@ struct OuterProduct {
   bool vectors_on_x;
   int64_t splits;
   Place place;
-  bool to_sums;  // into sums of type T, else the result of type E
+  bool wide;  // place has type T: sums, or a result in it; else a result of type E
 
   int64_t vector_channels() const { return vectors_on_x ? groups.inputs() : groups.outputs(); }
   int64_t other_channels() const { return vectors_on_x ? groups.outputs() : groups.inputs(); }
@@ -127,7 +127,7 @@ struct OuterProduct {
                            tap % window.kernel_w * place.tap_w;
     if (groups.joined == 1) {
       const int64_t at = corner + first_other * other_step + first_vector * vector_step;
-      if (to_sums) write(static_cast<T*>(place.data) + at, range, lanes, width, other_step, vector_step, sums);
+      if (wide) write(static_cast<T*>(place.data) + at, range, lanes, width, other_step, vector_step, sums);
       else write(static_cast<E*>(place.data) + at, range, lanes, width, other_step, vector_step, sums);
       return;
     }
@@ -150,7 +150,7 @@ struct OuterProduct {
   void put(int64_t corner, int64_t output, int64_t input, T value) const {
     if (output / groups.outputs_each != input / groups.inputs_each) return;  // outside of the diagonal of joined groups
     const int64_t at = corner + output * place.output + input % groups.inputs_each * place.input;
-    if (to_sums) static_cast<T*>(place.data)[at] = value;
+    if (wide) static_cast<T*>(place.data)[at] = value;
     else static_cast<E*>(place.data)[at] = narrow<E>(value);
   }
 };
@@ -161,11 +161,11 @@ void weight_gradient(const View& grad, const View& x, const Neighbours& plan, co
   using T = typename Wide<E>::type;
   const Groups groups(window.groups, out.shape[1], out.shape[0] / window.groups);
   const int64_t splits = sums.shape[0], count = out.shape[0] * out.shape[1] * window.taps();
-  const bool to_sums = splits > 1;
+  const bool to_sums = splits > 1, wide = out.dtype != x.dtype;
   const Place place = to_sums ? Place{sums.data, count, out.shape[1] * window.taps(), 1, window.kernel_w * out.shape[1], out.shape[1]}
                               : Place{out.data, 0, out.strides[0], out.strides[1], out.strides[2], out.strides[3]};
   const bool vectors_on_x = groups.inputs() >= kLanes<T> || groups.inputs() >= groups.outputs();
-  const OuterProduct<kDot, E, P, T> product{grad, x, plan, groups, window, vectors_on_x, splits, place, to_sums};
+  const OuterProduct<kDot, E, P, T> product{grad, x, plan, groups, window, vectors_on_x, splits, place, to_sums || wide};
   if (is_stem(window, x.shape[1]) && to_sums) stem_grad_weight(grad, x, plan, window, sums, threads);
   else parallel_for(product.tasks(), 1, threads, [&](int64_t begin, int64_t end) { product.run(begin, end); });
   if (!to_sums) return;
@@ -175,8 +175,9 @@ void weight_gradient(const View& grad, const View& x, const Neighbours& plan, co
       T total{};
       for (int64_t split = 0; split < splits; ++split) total += pointer<T>(sums)[split * count + i];
       const int64_t input = i % inputs, tap = i / inputs % taps, output = i / inputs / taps;
-      pointer<E>(out)[output * out.strides[0] + input * out.strides[1] + tap / window.kernel_w * out.strides[2] + tap % window.kernel_w * out.strides[3]] =
-          narrow<E>(total);
+      const int64_t at = output * out.strides[0] + input * out.strides[1] + tap / window.kernel_w * out.strides[2] + tap % window.kernel_w * out.strides[3];
+      if (wide) pointer<T>(out)[at] = total;
+      else pointer<E>(out)[at] = narrow<E>(total);
     }
   });
 }
@@ -189,7 +190,8 @@ void tile_conv_grad_weight(const View& grad, const View& x, const View& coords, 
   const Window w = window_of(op, geometry, out.shape[2], out.shape[3]);
   check(op, x, 4);
   check(op, grad, 4, x.dtype);
-  check(op, out, 4, x.dtype);
+  const bool half = x.dtype == DType::kBFloat16 || x.dtype == DType::kFloat16;
+  check(op, out, 4, half && out.dtype == DType::kFloat32 ? DType::kFloat32 : x.dtype);
   check_channels_last(op, x);
   check_channels_last(op, grad);
   check_places(op, coords, slots, x.shape[0]);

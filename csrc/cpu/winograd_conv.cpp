@@ -39,7 +39,8 @@ inline FloatVector load_step(const E* from, int64_t step, int64_t lanes) {
   return load(values);
 }
 
-template <class E, int M>
+// W: type of the weight, E: type it is rounded to.
+template <class W, class E, int M>
 struct Filtering {
   static constexpr int A = M + 2, L = kLanes<float>;
   const Taps& taps;
@@ -62,19 +63,28 @@ struct Filtering {
         one(panel * kPanel<float> + k, c, taps.input_step(), k < outputs ? lanes : 0,
             [&](int i, int j, FloatVector u) { store(rows.data() + ((i * A + j) * width + k) * L, u); });
       }
-      for (int p = 0; p < A * A; ++p)
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          float* out = to + taps.offset(p, panel) + (c + lane) * width;
-          const float* from = rows.data() + p * width * L + lane;
-          for (int64_t k = 0; k < width; ++k) out[k] = from[k * L];
-        }
+      for (int p = 0; p < A * A; ++p) {
+        float* out = to + taps.offset(p, panel) + c * width;
+        const float* from = rows.data() + p * width * L;
+        for (int64_t lane = 0; lane < lanes - lanes % 4; lane += 4)
+          for (int64_t k = 0; k < width; k += 4) {
+            const float* square = from + k * L + lane;
+            transpose(square, square + L, square + 2 * L, square + 3 * L, out + lane * width + k, width);
+          }
+        for (int64_t lane = lanes - lanes % 4; lane < lanes; ++lane)
+          for (int64_t k = 0; k < width; ++k) out[lane * width + k] = from[k * L + lane];
+      }
     }
   }
 
   template <class Write>
   void one(int64_t output, int64_t input, int64_t step, int64_t lanes, const Write& write) const {
-    const E* from = pointer<E>(taps.weight) + output * taps.output_step() + input * taps.input_step();
-    Both<M>::filter([&](int i, int j) { return lanes > 0 ? load_step(from + taps.tap(i, j), step, lanes) : FloatVector{}; }, write);
+    const W* from = pointer<W>(taps.weight) + output * taps.output_step() + input * taps.input_step();
+    Both<M>::filter([&](int i, int j) {
+      const FloatVector tap = lanes > 0 ? load_step(from + taps.tap(i, j), step, lanes) : FloatVector{};
+      if constexpr (__is_same(W, E)) return tap;
+      else return rounded<E>(tap);
+    }, write);
   }
 };
 
@@ -160,10 +170,10 @@ struct SquareProduct {
   }
 };
 
-template <class E, int M>
+template <class W, class E, int M>
 void convolve(const View& x, const View& bias, const Squares& squares, const Taps& taps, const View& workspace, const View& out, int64_t threads) {
   float* filters = pointer<float>(workspace);
-  const Filtering<E, M> filtering{taps, filters};
+  const Filtering<W, E, M> filtering{taps, filters};
   constexpr int64_t kInputs = 64;
   const int64_t parts = (taps.inputs() + kInputs - 1) / kInputs;
   parallel_for(taps.panels() * parts, 1, threads, [&](int64_t begin, int64_t end) {
@@ -187,7 +197,9 @@ void winograd_conv(const View& x, const View& weight, const View& bias, const Vi
                    const View& workspace, const View& out, int64_t threads) {
   const char* op = "winograd_conv";
   check_winograd(op, x, out, coords, slots, outputs);
-  check(op, weight, 4, x.dtype);
+  // A weight in float32 is rounded to the half type of x.
+  const bool rounds = weight.dtype == DType::kFloat32 && x.dtype != DType::kFloat32;
+  check(op, weight, 4, rounds ? DType::kFloat32 : x.dtype);
   const Taps taps{weight, adjoint != 0};
   if (weight.shape[2] != 3 || weight.shape[3] != 3) fail("%s: weight must be [K, C, 3, 3]", op);
   if (taps.inputs() != x.shape[1] || taps.outputs() != out.shape[1]) fail("%s: weight does not fit the channels", op);
@@ -205,8 +217,10 @@ void winograd_conv(const View& x, const View& weight, const View& bias, const Vi
   with_float(op, x.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(E) < 8) {
-      if (outputs == 2) convolve<E, 2>(x, bias, squares, taps, workspace, out, threads);
-      else convolve<E, 4>(x, bias, squares, taps, workspace, out, threads);
+      if (rounds && outputs == 2) convolve<float, E, 2>(x, bias, squares, taps, workspace, out, threads);
+      else if (rounds) convolve<float, E, 4>(x, bias, squares, taps, workspace, out, threads);
+      else if (outputs == 2) convolve<E, E, 2>(x, bias, squares, taps, workspace, out, threads);
+      else convolve<E, E, 4>(x, bias, squares, taps, workspace, out, threads);
     }
   });
 }

@@ -119,7 +119,8 @@ struct SquareOuterProduct {
     }
   }
 
-  // Filters of `other` channels [first, last) from the sums of all shares.
+  // Filters of `other` channels [first, last) from the sums of all shares, in type Out.
+  template <class Out>
   void finish(const float* sums, int64_t splits, int64_t first, int64_t last, const View& out) const {
     const int64_t other_step = out.strides[vectors_on_x ? 0 : 1], vector_step = out.strides[vectors_on_x ? 1 : 0];
     for (int64_t other = first; other < last; ++other)
@@ -132,7 +133,7 @@ struct SquareOuterProduct {
           for (int64_t split = 1; split < splits; ++split) total += load(from + split * sum_count());
           return total;
         }, [&](int i, int j, FloatVector g) {
-          E* to = pointer<E>(out) + other * other_step + c * vector_step + i * out.strides[2] + j * out.strides[3];
+          Out* to = pointer<Out>(out) + other * other_step + c * vector_step + i * out.strides[2] + j * out.strides[3];
           if (vector_step == 1) return store_lanes(to, g, Lanes<float>(lanes));
           float values[L];
           store(values, g);
@@ -162,7 +163,10 @@ void weight_gradient(const View& grad, const View& x, const Squares& squares, co
   } else {
     product.together(partial, threads);
   }
-  parallel_for(others.channels, 8, threads, [&](int64_t begin, int64_t end) { product.finish(partial, splits, begin, end, out); });
+  parallel_for(others.channels, 8, threads, [&](int64_t begin, int64_t end) {
+    if (out.dtype == DType::kFloat32) product.template finish<float>(partial, splits, begin, end, out);
+    else product.template finish<E>(partial, splits, begin, end, out);
+  });
 }
 
 }  // namespace
@@ -171,7 +175,7 @@ void winograd_grad_weight(const View& grad, const View& x, const View& coords, c
                           int64_t threads) {
   const char* op = "winograd_grad_weight";
   check_winograd(op, x, grad, coords, slots, outputs);
-  check(op, out, 4, x.dtype);
+  check(op, out, 4, out.dtype == DType::kFloat32 ? DType::kFloat32 : x.dtype);
   if (out.shape[0] != grad.shape[1] || out.shape[1] != x.shape[1] || out.shape[2] != 3 || out.shape[3] != 3) fail("%s: out must be [K, C, 3, 3]", op);
   check(op, sums, 2, DType::kFloat32);
   check_contiguous(op, sums);

@@ -68,7 +68,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if own == _TORCH:
         out = F.conv2d(rows, weight, bias)
     else:
-        out = _Rows.apply(rows.to(kind), weight.to(kind), None if bias is None else bias.to(kind), own)
+        out = _Rows.apply(rows.to(kind), weight, None if bias is None else bias.to(kind), own)
     return out.permute(0, 2, 3, 1).reshape(tiles, edge, edge, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -101,12 +101,13 @@ def _own(kind: torch.dtype, tiles: int, edge: int, weight: Tensor) -> Own:
 
 
 class _Rows(torch.autograd.Function):
-    """conv2d of [1, C, T, t * t], each product from where `Own` says."""
+    """conv2d of [1, C, T, t * t], each product from where `Own` says. The weight in the dtype of rows or in another that autocast casts."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, own: Own) -> Tensor:
+        ctx.own, ctx.biased, ctx.kind = own, bias is not None, weight.dtype
+        weight = weight.to(rows.dtype)
         ctx.save_for_backward(rows, weight)
-        ctx.own, ctx.biased = own, bias is not None
         return _product("tile_conv_forward", rows, weight, bias) if own.forward else F.conv2d(rows, weight, bias)
 
     @staticmethod
@@ -124,7 +125,7 @@ class _Rows(torch.autograd.Function):
         if needs[0] and own.grad_input:
             grad_rows = _product("tile_conv_grad_input", grad, weight)
         if needs[1] and own.grad_weight:
-            grad_weight = _grad_weight(grad, rows, weight)
+            grad_weight = _grad_weight(grad, rows, weight, ctx.kind)
         if needs[2] and own.grad_weight:
             grad_bias = _grad_bias(grad)
         return grad_rows, grad_weight, grad_bias, None
@@ -160,12 +161,12 @@ def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) ->
     return out
 
 
-def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """sum over rows of grad[k] * x[c]. [K, C, 1, 1]"""
+def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor, kind: torch.dtype) -> Tensor:
+    """sum over rows of grad[k] * x[c]; in float32 where the weight's dtype `kind` is that. [K, C, 1, 1]"""
     from .tile_conv import _sums
 
     grad, x = _as_tiles(grad), _as_tiles(rows)
-    out = torch.empty_like(weight, memory_format=torch.channels_last)
+    out = torch.empty_like(weight, dtype=torch.float32 if kind == torch.float32 else weight.dtype, memory_format=torch.channels_last)
     sums, plan = _sums(grad, out.numel()), _plan_of_rows(grad.shape[0])
     views = map(native.view, (grad, x, *plan))
     native.core().tile_conv_grad_weight(*views, _GEOMETRY, native.view(sums), native.view(out), native.threads())

@@ -14,6 +14,7 @@ from .conv_geometry import conv_numbers
 from .pack_tiles import check_tiles
 from .plan import TilePlan
 from .registry import once_only, register
+from .tile_conv_gpu import depthwise
 
 
 def tile_conv(
@@ -53,12 +54,11 @@ def tile_conv(
         BackendError: `backend` cannot run this input; the message lists the reasons.
 
     Differentiable once in x, weight and bias. Deterministic, whatever the number of threads. Accumulates in float32 (float64
-    for float64) and rounds once. Under autocast the three tensors are cast to its dtype, as for conv2d.
+    for float64) and rounds once. Under autocast the three tensors are cast to its dtype, as for conv2d; the derivative in a
+    float32 weight is then not rounded to that dtype on its way.
     """
     check_tiles("tile_conv", x, plan)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
+    x, weight, bias = _autocast(x, weight, bias)
     _check(x, weight, bias, groups)
     numbers = conv_numbers(x.shape[2], plan.grid, (weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
     return _tile_conv(x, weight, bias, *plan.tensors()[:3], numbers, backend or "")
@@ -66,6 +66,21 @@ def tile_conv(
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """In the dtype of autocast, where that is on. On the CPU a float32 weight stays as it is: the kernels round it as they read it, and a pass over memory less."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    x, bias = _cast(x, dtype), None if bias is None else _cast(bias, dtype)
+    return x, weight if kind == "cpu" and rounds(x, weight) else _cast(weight, dtype), bias
+
+
+def rounds(x: Tensor, weight: Tensor) -> bool:
+    """Whether a float32 weight meets features of a half type, to which the kernels then round it; its derivative is float32."""
+    return weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -78,8 +93,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"tile_conv: bias must be [K] with K = {weight.shape[0]} (the filters), got {list(bias.shape)}.")
+    kept = torch.is_autocast_enabled(x.device.type) and rounds(x, weight)
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
+        if tensor is not None and tensor.dtype != x.dtype and not (kept and tensor is weight):
             raise TypeError(f"tile_conv: {name} must have the dtype of x ({x.dtype}), got {tensor.dtype}. Cast one of them.")
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"tile_conv: {name} must lie on the device of x ({x.device}), got {tensor.device}. Move one of them.")
@@ -104,6 +120,8 @@ def _implementation(
     x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], backend: str
 ) -> Tensor:
     way = tile_conv_gpu.choose("forward", backend, x, weight.shape, slots, geometry, x.shape[2] // geometry[0])
+    if way != "cpu" or depthwise(weight.shape, geometry[7]):
+        weight = weight.to(x.dtype)
     if way == "reference":
         return _fake(x, weight, bias, active, coords, slots, geometry, backend).copy_(reference_conv.forward(x, weight, bias, active, geometry))
     if way != "cpu":
@@ -114,7 +132,7 @@ def _implementation(
         return winograd.convolve(x, weight, bias, coords, slots, edge)
     out, workspace = _fake(x, weight, bias, active, coords, slots, geometry, backend), _workspace(weight, geometry[7])
     core = native.core()
-    kernel = core.depthwise_forward if _depthwise(weight, geometry[7]) else core.tile_conv_forward
+    kernel = core.depthwise_forward if depthwise(weight.shape, geometry[7]) else core.tile_conv_forward
     kernel(
         native.view(x),
         native.view(weight),
@@ -129,15 +147,11 @@ def _implementation(
     return out
 
 
-def _depthwise(weight: Tensor, groups: int) -> bool:
-    return weight.shape[0] == groups and weight.shape[1] == 1
-
-
 def _workspace(weight: Tensor, groups: int) -> Tensor:
     """Room for the filters in panels of at most 64 channels, in either direction; for depthwise a row of zeros."""
     filters, channels, *kernel = weight.shape
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    if _depthwise(weight, groups):
+    if depthwise(weight.shape, groups):
         return torch.empty(filters, dtype=dtype)
     filters //= groups
     padded = max(channels * (filters + 63), filters * (channels + 63))
@@ -166,7 +180,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[0]:
         grad_x = _grad_input(grad, weight, *plan, x.shape[2], ctx.backend)
     if ctx.needs_input_grad[1]:
-        grad_weight = _grad_weight(grad, x, *plan, list(weight.shape[2:]), ctx.backend)
+        grad_weight = _grad_weight(grad, x, *plan, list(weight.shape[2:]), rounds(x, weight), ctx.backend)
     if ctx.needs_input_grad[2]:
         grad_bias = _grad_bias(grad, ctx.backend)
     return grad_x, grad_weight, grad_bias, None, None, None, None, None
@@ -182,6 +196,8 @@ def _input_implementation(
     grad: Tensor, weight: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], edge: int, backend: str
 ) -> Tensor:
     way = tile_conv_gpu.choose("grad_input", backend, grad, weight.shape, slots, geometry, edge)
+    if way != "cpu" or depthwise(weight.shape, geometry[7]):
+        weight = weight.to(grad.dtype)
     if way == "reference":
         return _input_fake(grad, weight, active, coords, slots, geometry, edge, backend).copy_(reference_conv.grad_input(grad, weight, active, geometry, edge))
     if way != "cpu":
@@ -192,7 +208,7 @@ def _input_implementation(
         return winograd.convolve(grad, weight, None, coords, slots, square, adjoint=True)
     out, workspace = _input_fake(grad, weight, active, coords, slots, geometry, edge, backend), _workspace(weight, geometry[7])
     core = native.core()
-    kernel = core.depthwise_grad_input if _depthwise(weight, geometry[7]) else core.tile_conv_grad_input
+    kernel = core.depthwise_grad_input if depthwise(weight.shape, geometry[7]) else core.tile_conv_grad_input
     kernel(
         native.view(grad),
         native.view(weight),
@@ -207,27 +223,34 @@ def _input_implementation(
 
 
 def _weight_fake(
-    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], wide: bool, backend: str
 ) -> Tensor:
     shape = (grad.shape[1], x.shape[1] // geometry[7], *kernel)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=torch.float32 if wide else grad.dtype, device=grad.device, memory_format=torch.channels_last)
 
 
 def _weight_implementation(
-    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], wide: bool, backend: str
 ) -> Tensor:
-    out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend)
-    way = tile_conv_gpu.choose("grad_weight", backend, x, out.shape, slots, geometry, grad.shape[2])
+    shape = (grad.shape[1], x.shape[1] // geometry[7], *kernel)
+    way = tile_conv_gpu.choose("grad_weight", backend, x, shape, slots, geometry, grad.shape[2])
+    own = way == "cpu" and not depthwise(shape, geometry[7])
+    out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, wide and own, backend)
     if way == "reference":
-        return out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
-    if way != "cpu":
-        return tile_conv_gpu.grad_weight(way, grad, x, (active, coords, slots), geometry, out)
-    grad, x = _channels_last(grad), _channels_last(x)
+        out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
+    elif way != "cpu":
+        out = tile_conv_gpu.grad_weight(way, grad, x, (active, coords, slots), geometry, out)
+    else:
+        out = _weight_of_cpu(_channels_last(grad), _channels_last(x), coords, slots, geometry, out)
+    return out.to(torch.float32) if wide else out
+
+
+def _weight_of_cpu(grad: Tensor, x: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], out: Tensor) -> Tensor:
     if square := winograd.square_edge(grad, out.shape, geometry, weight_gradient=True):
-        return winograd.grad_weight(grad, x, coords, slots, square)
+        return winograd.grad_weight(grad, x, coords, slots, square, out)
     sums = _sums(grad, out.numel())
     core = native.core()
-    kernel = core.depthwise_grad_weight if _depthwise(out, geometry[7]) else core.tile_conv_grad_weight
+    kernel = core.depthwise_grad_weight if depthwise(out.shape, geometry[7]) else core.tile_conv_grad_weight
     kernel(
         native.view(grad),
         native.view(x),
@@ -275,7 +298,7 @@ _grad_input = register(
 )
 _grad_weight = register(
     "tile_conv_grad_weight",
-    "(Tensor grad, Tensor x, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt[] kernel, str backend) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt[] kernel, bool wide, str backend) -> Tensor",
     _weight_implementation,
     _weight_fake,
     setup_context=lambda ctx, inputs, output: None,

@@ -50,7 +50,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, coords: Tensor, slo
 
     Args:
         x: Channels-last memory. float32 | bfloat16 | float16 [S, C, h, w]; adjoint [S, K, h, w]
-        weight: Same dtype, any strides. [K, C, 3, 3]
+        weight: Same dtype, or float32, which is rounded to it; any strides. [K, C, 3, 3]
         bias: Same dtype, contiguous, or None. [K]; adjoint [C]
         coords: Tiles written, (image, row, column). int32 [T, 3]
         slots: Tile of x of each patch, -1 where there is none. int32 [B, Gh, Gw]
@@ -70,19 +70,16 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, coords: Tensor, slo
     return out
 
 
-def grad_weight(grad: Tensor, x: Tensor, coords: Tensor, slots: Tensor, edge: int) -> Tensor:
-    """The derivative in the filters.
+def grad_weight(grad: Tensor, x: Tensor, coords: Tensor, slots: Tensor, edge: int, out: Tensor) -> Tensor:
+    """The derivative in the filters, written into `out` and returned.
 
     Args:
         grad: Gradient of the output, channels-last memory. [T, K, h, w]
         x: Same dtype, channels-last memory. [S, C, h, w]
         coords, slots, edge: As in `convolve`.
-
-    Returns:
-        Same dtype, channels-last memory. [K, C, 3, 3]
+        out: Same dtype or float32. [K, C, 3, 3]
     """
     filters, channels = grad.shape[1], x.shape[1]
-    out = torch.empty((filters, channels, 3, 3), dtype=x.dtype, memory_format=torch.channels_last)
     elements = (edge + 2) ** 2 * _padded(filters) * _padded(channels)
     count = grad.shape[0] * -(-grad.shape[2] // edge) * -(-grad.shape[3] // edge)
     # Shares of the squares with sums of their own, where these fit a core's cache; the number depends on shapes alone.
