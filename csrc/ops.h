@@ -15,8 +15,10 @@
   X(build_plan, (const View& active, int64_t visible, const View& coords, const View& slots, const View& offsets))            \
   /* x [B, C, H, W] -> out [T, C, t, t] */                                                                                    \
   X(pack_tiles, (const View& x, const View& coords, const View& slots, const View& out, int64_t threads))                     \
-  /* tiles [T, C, t, t] -> out [B, C, Gh*t, Gw*t] */                                                                          \
-  X(unpack_tiles, (const View& tiles, const View& slots, double fill, const View& out, int64_t threads))                      \
+  /* tiles [T, C, t, t], token [C] or None: then fill is everywhere the same -> out [B, C, Gh*t, Gw*t] */                     \
+  X(unpack_tiles, (const View& tiles, const View& slots, double fill, const View& token, const View& out, int64_t threads))   \
+  /* grad [B, C, Gh*t, Gw*t], sums float32 | float64 [B, Gh, C] -> out [C], the sum over what is hidden */                    \
+  X(unpack_tiles_grad_token, (const View& grad, const View& slots, const View& sums, const View& out, int64_t threads))       \
   /* x [T, C, t, t], offsets [B + 1] -> out float32 | float64 [B, C] */                                                       \
   X(image_sum, (const View& x, const View& offsets, const View& out, int64_t threads))                                        \
   /* x [T, C, t, t] -> out, taps int16 [T, C, t/s, t/s]; geometry as in ops/pool_geometry.py */                               \

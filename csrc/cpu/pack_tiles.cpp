@@ -1,5 +1,5 @@
 // Dense map to tiles and back. Pure data movement, bound by memory; work is cut by tile (pack) or by row of patches (unpack).
-#include "isa.h"
+#include "conv_window.h"
 #include "stream.h"
 
 namespace mwm {
@@ -73,7 +73,7 @@ void pack_tiles(const View& x, const View& coords, const View& slots, const View
   });
 }
 
-void unpack_tiles(const View& tiles, const View& slots, double fill, const View& out, int64_t threads) {
+void unpack_tiles(const View& tiles, const View& slots, double fill, const View& token, const View& out, int64_t threads) {
   check("unpack_tiles: tiles", tiles, 4);
   check("unpack_tiles: out", out, 4, tiles.dtype);
   check("unpack_tiles: slots", slots, 3, DType::kInt32);
@@ -83,6 +83,11 @@ void unpack_tiles(const View& tiles, const View& slots, double fill, const View&
   const int64_t channels = tiles.shape[1], edge = tiles.shape[2];
   if (tiles.shape[3] != edge || out.shape[0] != batch || out.shape[1] != channels || out.shape[2] != rows * edge || out.shape[3] != columns * edge)
     fail("unpack_tiles: out does not have the shape of the dense map");
+  if (!is_none(token)) {
+    check("unpack_tiles: token", token, 1, tiles.dtype);
+    check_contiguous("unpack_tiles: token", token);
+    if (token.shape[0] != channels) fail("unpack_tiles: token must have the channels of tiles");
+  }
   const int32_t* slot = pointer<int32_t>(slots);
   for (int64_t i = 0; i < batch * rows * columns; ++i)
     if (slot[i] < -1 || slot[i] >= tiles.shape[0]) fail("unpack_tiles: slots must lie in [-1, T). Use build_plan.");
@@ -93,29 +98,71 @@ void unpack_tiles(const View& tiles, const View& slots, double fill, const View&
     const int64_t line = columns * edge * channels, row_bytes = edge * channels * int64_t{sizeof(T)};
     const bool stream = batch * rows * edge * line * int64_t{sizeof(T)} >= kStreamBytes && row_bytes % kLine == 0 &&
                         reinterpret_cast<std::uintptr_t>(out.data) % kLine == 0 && is_channels_last(tiles);
-    alignas(kLine) T fill_line[kLine / sizeof(T)];
-    for (T& element : fill_line) element = value;
+    Scratch<T> hidden(edge * channels);  // a row of a hidden tile
+    for (int64_t i = 0; i < edge * channels; ++i) hidden[i] = is_none(token) ? value : pointer<T>(token)[i % channels];
     parallel_for(batch * rows, most<int64_t>(1, 16384 / (line * edge + 1)), threads, [&](int64_t begin, int64_t end) {
       for (int64_t strip = begin; strip < end; ++strip) {
         T* to = pointer<T>(out) + strip * edge * line;
         for (int64_t c = 0; c < columns; ++c, to += edge * channels) {
           const int64_t n = slot[strip * columns + c];
           if (stream) {
-            const char* from = n < 0 ? reinterpret_cast<const char*>(fill_line) : static_cast<const char*>(tiles.data) + n * edge * row_bytes;
-            for (int64_t i = 0; i < edge; ++i)
-              stream_lines(reinterpret_cast<char*>(to + i * line), from + (n < 0 ? 0 : i * row_bytes), row_bytes, n < 0 ? 0 : kLine);
+            const char* from = n < 0 ? reinterpret_cast<const char*>(hidden.data()) : static_cast<const char*>(tiles.data) + n * edge * row_bytes;
+            for (int64_t i = 0; i < edge; ++i) stream_lines(reinterpret_cast<char*>(to + i * line), from + (n < 0 ? 0 : i * row_bytes), row_bytes);
             continue;
           }
           if (n >= 0) {
             copy_block(pointer<T>(tiles) + n * tiles.strides[0], tiles.strides[2], tiles.strides[3], tiles.strides[1], to, line, channels, edge, edge, channels);
             continue;
           }
-          for (int64_t i = 0; i < edge; ++i)
-            for (int64_t k = 0; k < edge * channels; ++k) to[i * line + k] = value;
+          for (int64_t i = 0; i < edge; ++i) std::memcpy(to + i * line, hidden.data(), static_cast<size_t>(row_bytes));
         }
       }
       if (stream) finish_streaming();
     });
+  });
+}
+
+void unpack_tiles_grad_token(const View& grad, const View& slots, const View& sums, const View& out, int64_t threads) {
+  const char* op = "unpack_tiles_grad_token";
+  check(op, grad, 4);
+  check_channels_last(op, grad);
+  check(op, slots, 3, DType::kInt32);
+  check_contiguous(op, slots);
+  check(op, sums, 3, grad.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32);
+  check_contiguous(op, sums);
+  check(op, out, 1, grad.dtype);
+  check_contiguous(op, out);
+  const int64_t batch = slots.shape[0], rows = slots.shape[1], columns = slots.shape[2], channels = grad.shape[1];
+  if (grad.shape[0] != batch || rows == 0 || columns == 0 || grad.shape[2] % rows || grad.shape[3] % columns || grad.shape[2] / rows != grad.shape[3] / columns)
+    fail("%s: grad does not divide into the tiles of the plan", op);
+  if (out.shape[0] != channels || sums.shape[0] != batch || sums.shape[1] != rows || sums.shape[2] != channels) fail("%s: sums and out do not fit the channels", op);
+  const int64_t edge = grad.shape[2] / rows, line = columns * edge * channels;
+  const int32_t* slot = pointer<int32_t>(slots);
+  with_float(op, grad.dtype, [&](auto element) {
+    using E = decltype(element);
+    using T = typename Wide<E>::type;
+    // Rows are summed on their own, then rows of patches, then all: small errors, and the same whatever the number of threads.
+    parallel_for(batch * rows, most<int64_t>(1, 16384 / (line * edge + 1)), threads, [&](int64_t begin, int64_t end) {
+      Scratch<T> of_row(channels);
+      for (int64_t strip = begin; strip < end; ++strip) {
+        T* total = pointer<T>(sums) + strip * channels;
+        std::memset(total, 0, static_cast<size_t>(channels) * sizeof(T));
+        for (int64_t i = 0; i < edge; ++i) {
+          std::memset(of_row.data(), 0, static_cast<size_t>(channels) * sizeof(T));
+          const E* from = pointer<E>(grad) + (strip * edge + i) * line;
+          for (int64_t j = 0; j < columns * edge; ++j, from += channels) {
+            if (slot[strip * columns + j / edge] >= 0) continue;
+            for (int64_t c = 0; c < channels; ++c) of_row[c] += widen(from[c]);
+          }
+          for (int64_t c = 0; c < channels; ++c) total[c] += of_row[c];
+        }
+      }
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      T total{};
+      for (int64_t strip = 0; strip < batch * rows; ++strip) total += pointer<T>(sums)[strip * channels + c];
+      put(pointer<E>(out)[c], total);
+    }
   });
 }
 

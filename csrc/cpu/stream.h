@@ -16,9 +16,9 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kLine = 64;
 
-// Writes whole cache lines; `from` advances by `step` bytes a line, 0 repeats one.
-inline void stream_lines(char* to, const char* from, int64_t bytes, int64_t step) {
-  for (int64_t i = 0; i < bytes; i += kLine, from += step) {
+// Writes whole cache lines.
+inline void stream_lines(char* to, const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLine, from += kLine) {
 #if defined(__AVX512F__)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from));
 #elif defined(__AVX2__)

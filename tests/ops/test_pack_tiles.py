@@ -179,3 +179,70 @@ def test_autocast_leaves_the_dtype_alone() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         tiles = ops.pack_tiles(torch.zeros(4, 1, 12, 20), plan)
         assert tiles.dtype == ops.unpack_tiles(tiles, plan).dtype == torch.float32
+
+
+def _filled(tiles: Tensor, plan: ops.TilePlan, token: Tensor) -> Tensor:
+    """What `fill` as a tensor means, in torch's own operations."""
+    edge = tiles.shape[-1]
+    visible = plan.active.repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
+    return torch.where(visible, reference.unpack_tiles(tiles, plan.active, 0.0), token[:, None, None])
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("edge", "channels"), [(1, 1), (3, 5), (4, 64)])
+def test_a_token_fills_what_is_hidden_and_learns_from_there_alone(name: str, dtype: torch.dtype, edge: int, channels: int, isa: str) -> None:
+    plan = ops.build_plan(MASKS[name], edge)
+    tiles = torch.randn(plan.num_tiles, channels, edge, edge).to(dtype).requires_grad_()
+    token = torch.randn(channels).to(dtype).requires_grad_()
+    mine, want = ops.unpack_tiles(tiles, plan, token), _filled(tiles, plan, token)
+    assert mine.dtype == dtype and mine.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(mine, want)
+    grad = torch.randn(want.shape).to(dtype)
+    found = torch.autograd.grad(mine, [tiles, token], grad)
+    hidden = ~MASKS[name].repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
+    exact = (grad.double() * hidden).sum((0, 2, 3))
+    assert torch.equal(found[0], torch.autograd.grad(want, tiles, grad, retain_graph=True)[0])
+    torch.testing.assert_close(found[1].double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=1e-4 if dtype != torch.float64 else 1e-12)
+
+
+def test_a_token_fills_maps_that_are_written_past_the_caches() -> None:
+    plan = ops.build_plan(torch.rand(4, 7, 7, generator=torch.Generator().manual_seed(0)) < 0.4, 8)
+    tiles, token = torch.randn(plan.num_tiles, 192, 8, 8), torch.randn(192)
+    assert torch.equal(ops.unpack_tiles(tiles, plan, token), _filled(tiles, plan, token))
+
+
+def test_the_tokens_gradient_has_the_same_bits_whatever_the_threads() -> None:
+    plan = ops.build_plan(MASKS["mixed"], 16)
+    token, grad = torch.randn(32, requires_grad=True), torch.randn(4, 32, 48, 80)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(torch.autograd.grad(ops.unpack_tiles(torch.zeros(plan.num_tiles, 32, 16, 16), plan, token), token, grad)[0])
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of opcheck itself
+def test_a_token_agrees_with_the_reference_backend_and_passes_gradcheck_and_opcheck() -> None:
+    plan = ops.build_plan(MASKS["mixed"], 2)
+    tiles, token = torch.randn(plan.num_tiles, 3, 2, 2, dtype=torch.float64, requires_grad=True), torch.randn(3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(ops.unpack_tiles(tiles, plan, token), ops.unpack_tiles(tiles, plan, token, backend="reference"))
+    assert torch.autograd.gradcheck(lambda t, f: ops.unpack_tiles(t, plan, f), (tiles, token))
+    torch.library.opcheck(torch.ops.mwm.unpack_tiles_token.default, (tiles, token, *plan.tensors()[:3]))
+
+
+@pytest.mark.parametrize(
+    ("fill", "error", "words"),
+    [
+        (torch.zeros(4), ValueError, r"fill must be a number or \[C\] with C = 3"),
+        (torch.zeros(1, 3), ValueError, r"fill must be a number or \[C\]"),
+        (torch.zeros(3, dtype=torch.int64), TypeError, "fill may be a tensor where both are floating"),
+        (torch.zeros(3, device="meta"), ValueError, "fill must lie on the device of tiles"),
+    ],
+)
+def test_a_token_that_does_not_fit_is_refused(fill: Tensor, error: type[Exception], words: str) -> None:
+    plan = ops.build_plan(MASKS["mixed"], 2)
+    with pytest.raises(error, match=words):
+        ops.unpack_tiles(torch.zeros(plan.num_tiles, 3, 2, 2), plan, fill)

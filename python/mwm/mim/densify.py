@@ -65,11 +65,7 @@ class Densify(nn.Module):
         Returns:
             [B, width, Gh * t, Gw * t]
         """
-        tiles = self.norm(x)
-        dense = unpack_tiles(tiles, x.plan, fill=0.0)
-        edge = tiles.shape[-1]
-        visible = x.active.repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
-        return self.project(torch.where(visible, dense, self.mask_token.to(dense.dtype)))
+        return self.project(unpack_tiles(self.norm(x), x.plan, fill=self.mask_token.flatten()))
 
     def at_visible(self, x: Packed) -> Tensor:
         """The values of `forward` at visible patches, of the deepest scale alone: 1x1 sees no neighbour. [T, width, t, t]"""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import gpu, native, reference
-from .backend import ANY, declare, resolve
+from .backend import ANY, FLOATS, declare, resolve
 from .plan import TilePlan
-from .registry import register
+from .registry import once_only, register
 
 declare("pack_tiles", cpu=ANY, cuda=ANY, triton=ANY)
 declare("unpack_tiles", cpu=ANY, cuda=ANY, triton=ANY)
@@ -48,26 +48,45 @@ def pack_tiles(x: Tensor, plan: TilePlan, *, backend: str | None = None) -> Tens
     return _pack_tiles(x, plan.active, plan.coords, plan.slots, backend or "")
 
 
-def unpack_tiles(tiles: Tensor, plan: TilePlan, fill: float = 0.0, *, backend: str | None = None) -> Tensor:
+def unpack_tiles(tiles: Tensor, plan: TilePlan, fill: float | Tensor = 0.0, *, backend: str | None = None) -> Tensor:
     """Put packed tiles back into a dense map; hidden tiles become `fill`.
 
     Args:
         tiles: Packed tiles, any dtype and strides. [T, C, t, t]
         plan: Where the T tiles lie.
-        fill: Value of hidden positions.
+        fill: Value of hidden positions, or one for each channel (a mask token), which is cast to the tiles' dtype. [C]
         backend: Forces an implementation; None picks the best.
 
     Returns:
         Dense map, same dtype, channels-last memory. [B, C, Gh * t, Gw * t]
 
     Raises:
-        ValueError: The tiles do not belong to the plan.
+        ValueError: The tiles do not belong to the plan, or the tensor `fill` not to the tiles.
+        TypeError: `fill` is a tensor and one of the two is not floating.
         BackendError: `backend` cannot run this input; the message lists the reasons.
 
-    Differentiable in tiles. Deterministic. Autocast leaves the dtype alone.
+    Differentiable in tiles, and in `fill` where it is a tensor. Deterministic. Autocast leaves the dtype alone.
     """
     check_tiles("unpack_tiles", tiles, plan)
+    if isinstance(fill, Tensor):
+        return _with_token(tiles, plan, fill, backend or "")
     return _unpack_tiles(tiles, plan.active, plan.coords, plan.slots, fill, backend or "")
+
+
+def _with_token(tiles: Tensor, plan: TilePlan, token: Tensor, backend: str) -> Tensor:
+    if token.shape != tiles.shape[1:2]:
+        raise ValueError(f"unpack_tiles: fill must be a number or [C] with C = {tiles.shape[1]} (the channels of tiles), got {list(token.shape)}.")
+    if token.device != tiles.device:
+        raise ValueError(f"unpack_tiles: fill must lie on the device of tiles ({tiles.device}), got {token.device}. Move one of them.")
+    if not (token.dtype.is_floating_point and tiles.dtype.is_floating_point):
+        raise TypeError(f"unpack_tiles: fill may be a tensor where both are floating, got {token.dtype} for tiles of {tiles.dtype}. Give a number.")
+    token = token.to(tiles.dtype)
+    if tiles.device.type == "cpu" and tiles.dtype in FLOATS and resolve("unpack_tiles", backend, tiles) == "cpu":
+        return _unpack_token(tiles, token, plan.active, plan.coords, plan.slots)
+    dense = _unpack_tiles(tiles, plan.active, plan.coords, plan.slots, 0.0, backend)
+    edge = tiles.shape[-1]
+    visible = plan.active.repeat_interleave(edge, 1).repeat_interleave(edge, 2)[:, None]
+    return torch.where(visible, dense, token[:, None, None])
 
 
 def check_tiles(op: str, tiles: Tensor, plan: TilePlan) -> None:
@@ -134,12 +153,11 @@ def _unpack_implementation(tiles: Tensor, active: Tensor, coords: Tensor, slots:
         with gpu.guard(tiles):
             gpu.triton_kernels("pack_tiles").unpack_tiles(tiles, slots, fill, out)
         return out
-    arguments = native.view(tiles), native.view(slots), fill, native.view(out)
     if name == "cuda":
         with gpu.guard(tiles):
-            gpu.cuda().unpack_tiles(*arguments, *gpu.launch(tiles))
+            gpu.cuda().unpack_tiles(native.view(tiles), native.view(slots), fill, native.view(out), *gpu.launch(tiles))
     else:
-        native.core().unpack_tiles(*arguments, native.threads())
+        native.core().unpack_tiles(native.view(tiles), native.view(slots), fill, None, native.view(out), native.threads())
     return out
 
 
@@ -165,6 +183,39 @@ def _unpack_backward(ctx: Any, grad: Tensor) -> tuple:
     return _pack_tiles(grad, active, coords, slots, ctx.backend), None, None, None, None, None
 
 
+def _token_implementation(tiles: Tensor, token: Tensor, active: Tensor, coords: Tensor, slots: Tensor) -> Tensor:
+    out, token = _token_fake(tiles, token, active, coords, slots), token.contiguous()
+    native.core().unpack_tiles(native.view(tiles), native.view(slots), 0.0, native.view(token), native.view(out), native.threads())
+    return out
+
+
+def _token_fake(tiles: Tensor, token: Tensor, active: Tensor, coords: Tensor, slots: Tensor) -> Tensor:
+    return _unpack_fake(tiles, active, coords, slots, 0.0, "")
+
+
+def _token_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[2:])
+
+
+def _token_backward(ctx: Any, grad: Tensor) -> tuple:
+    active, coords, slots = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grad_tiles = _pack_tiles(grad, active, coords, slots, "") if needs[0] else None
+    return grad_tiles, _grad_token(grad, slots) if needs[1] else None, None, None, None
+
+
+def _grad_token_implementation(grad: Tensor, slots: Tensor) -> Tensor:
+    """Sum of the gradient over hidden positions, accumulated in float32 (float64 for float64). [C]"""
+    out, grad = _grad_token_fake(grad, slots), grad.contiguous(memory_format=torch.channels_last)
+    sums = torch.empty((*slots.shape[:2], grad.shape[1]), dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
+    native.core().unpack_tiles_grad_token(native.view(grad), native.view(slots), native.view(sums), native.view(out), native.threads())
+    return out
+
+
+def _grad_token_fake(grad: Tensor, slots: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1])
+
+
 _pack_tiles = register(
     "pack_tiles",
     "(Tensor x, Tensor active, Tensor coords, Tensor slots, str backend) -> Tensor",
@@ -180,4 +231,20 @@ _unpack_tiles = register(
     _unpack_fake,
     setup_context=_unpack_setup,
     backward=_unpack_backward,
+)
+_grad_token = register(
+    "unpack_tiles_grad_token",
+    "(Tensor grad, Tensor slots) -> Tensor",
+    _grad_token_implementation,
+    _grad_token_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=once_only("unpack_tiles with a tensor as fill"),
+)
+_unpack_token = register(
+    "unpack_tiles_token",
+    "(Tensor tiles, Tensor token, Tensor active, Tensor coords, Tensor slots) -> Tensor",
+    _token_implementation,
+    _token_fake,
+    setup_context=_token_setup,
+    backward=_token_backward,
 )
