@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -16,7 +16,7 @@ def add_fields(parser: argparse.ArgumentParser, config: type, *, skip: Collectio
     a file, and a resumed run keeps its other settings.
 
     Args:
-        config: a dataclass whose fields carry `metadata["help"]`.
+        config: a dataclass whose fields carry `metadata["help"]`, a text or what returns one.
         skip: fields without a flag.
         positional: fields that are given by place.
     """
@@ -24,7 +24,8 @@ def add_fields(parser: argparse.ArgumentParser, config: type, *, skip: Collectio
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        words = field.metadata.get("help", "").replace("%", "%%")
+        words = field.metadata.get("help", "")
+        words = (words() if callable(words) else words).replace("%", "%%")
         if field.name in positional:
             parser.add_argument(field.name, metavar=field.name.upper(), nargs="?", default=argparse.SUPPRESS, help=words)
             continue
@@ -38,6 +39,33 @@ def add_fields(parser: argparse.ArgumentParser, config: type, *, skip: Collectio
         elif default is True:
             words += " (default: yes)"
         parser.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=argparse.SUPPRESS, help=words, **options)
+
+
+def named_values(texts: Sequence[str], flag: str, example: str) -> dict[str, Any]:
+    """Texts NAME=VALUE as plain values by name, read as in YAML.
+
+    Raises:
+        ValueError: a text is no NAME=VALUE, or its value is no number, text, true, false or null.
+    """
+    import yaml
+
+    from mwm.train.config import as_number
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"{flag} must be NAME=VALUE, got {text!r}. For example {flag} {example}.")
+        if name.strip() in found:
+            raise ValueError(f"{flag} must name a setting once, got {name.strip()} twice. Leave one of them out.")
+        try:
+            plain = as_number(yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            plain = ...
+        if not isinstance(plain, (bool, int, float, str, type(None))):
+            raise ValueError(f"{flag} must be NAME=VALUE with a number or a text, got {text[:80]!r}.")
+        found[name.strip()] = plain
+    return found
 
 
 def _options(hint: Any) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mwm.cli.flags import add_fields
+from mwm.cli.flags import add_fields, named_values
 from mwm.cli.regions import GEOMETRY, REFINING, add_geometry, add_refining, refining
 
 
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per field of PretrainConfig."""
     from mwm.train.config import PretrainConfig
 
-    add_fields(parser, PretrainConfig, positional=("images",), skip=("read",))
+    add_fields(parser, PretrainConfig, positional=("images",), skip=("read", "mask_settings"))
+    parser.add_argument("--mask-setting", dest="mask_settings", metavar="NAME=VALUE", action="append", default=argparse.SUPPRESS,
+                        help="a further setting of a policy that --mask names; may be given several times")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
     add_refining(parser)
     add_geometry(parser.add_argument_group("images"))
@@ -45,6 +47,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if refine and (given.get("regions") is not None or given.get("resume")):
         flag = next(iter(refine)).replace("_", "-")
         raise ValueError(f"pretrain: --{flag} must go with a prompt that is localized now, got finished regions. Give it to mwm localize.")
+    if "mask_settings" in given:
+        given["mask_settings"] = named_values(given["mask_settings"], "--mask-setting", "high=0.9")
     geometry = {name: given.pop(name) for name in GEOMETRY if name in given}
     if geometry:
         given["read"] = geometry

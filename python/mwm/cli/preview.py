@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mwm.cli.errors import printable
+from mwm.cli.flags import named_values
 from mwm.cli.regions import add_localizer, add_reading, add_refining, reading, refining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Images, regions or prompt, policy, grid."""
+    from mwm.masking import describe_policy
+    from mwm.train.masks import own_names
+
     parser.add_argument("images", metavar="IMAGES", help="folder, glob, text list or index CSV")
     parser.add_argument("--prompt", metavar="TEXT", help="what to mask more, in words")
     parser.add_argument("--regions", metavar="FOLDER", help=
@@ -27,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", default=8, help="images in the gallery (default: 8)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="N", default=[224], help="edge, or height and width, in pixels (default: 224)")
     parser.add_argument("--patch-size", type=int, metavar="N", default=32, help="edge of a patch in pixels (default: 32)")
-    parser.add_argument("--policy", metavar="NAME", default="region", help="region | uniform | foreground (default: region)")
+    more = "".join(f" | {name} ({describe_policy(name)})" for name in own_names()).replace("%", "%%")
+    parser.add_argument("--policy", metavar="NAME", default="region", help=f"region | uniform | foreground{more} (default: region)")
+    parser.add_argument("--mask-setting", dest="mask_settings", metavar="NAME=VALUE", action="append", default=[],
+                        help="a further setting of a policy that --policy names; may be given several times")
     parser.add_argument("--foreground", metavar="FOLDER", help="maps of what is not air, for --policy foreground: mwm localize --localizer threshold --prompt body")
     parser.add_argument("--high", type=float, metavar="X", help="share hidden inside the region (default: 0.8)")
     parser.add_argument("--low", type=float, metavar="X", help="share hidden outside (default: 0.4)")
@@ -42,25 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def policy_of(options: argparse.Namespace) -> Any:
     """The masking policy that the flags describe."""
-    from mwm.masking import create_policy, settings_of
+    from mwm.masking import create_policy, policy_of_run
     from mwm.masking.coverage import MIN_COVER
+    from mwm.train.masks import own_names
 
-    if options.policy == "uniform" and options.foreground is None:
-        return create_policy("uniform", mask_ratio=0.6 if options.mask_ratio is None else options.mask_ratio)
-    settings: dict[str, Any] = {"empty": options.empty, "min_cover": options.min_cover}
-    if options.mask_ratio is not None:
-        settings["overall"] = options.mask_ratio
-    settings.update({name: value for name in ("high", "low") if (value := getattr(options, name)) is not None})
-    if (options.policy == "foreground") != (options.foreground is not None):
-        raise ValueError(f"preview: foreground must be given with --policy foreground, and only there, got {options.foreground!r}. "
-                         "Make it with mwm localize --localizer threshold --prompt body.")
-    if options.policy == "foreground":
-        return create_policy("foreground", match=create_policy("region", **settings))
-    if options.policy != "region":  # a policy of one's own takes those flags that it has settings for
-        defaults = {"empty": "mean", "min_cover": MIN_COVER}
-        known = settings_of(options.policy)
-        settings = {name: value for name, value in settings.items() if name in known or value != defaults.get(name)}
-    return create_policy(options.policy, **settings)
+    name, ratio, more = options.policy, options.mask_ratio, named_values(options.mask_settings, "--mask-setting", "high=0.9")
+    if more and name not in own_names():
+        raise ValueError(f"preview: --mask-setting must be left out with --policy {name}, whose settings have flags of their own, got {', '.join(more)}.")
+    shares = {one: value for one in ("high", "low") if (value := getattr(options, one)) is not None}
+    settings: dict[str, Any] = {"empty": options.empty, "min_cover": options.min_cover, **({} if ratio is None else {"overall": ratio}), **shares}
+    if name in own_names():  # a policy of one's own takes those flags that it has settings for
+        given = {"mask_ratio": ratio, **shares, **{one: settings[one] for one, default in (("empty", "mean"), ("min_cover", MIN_COVER)) if settings[one] != default}}
+        policy = policy_of_run(name, {one: value for one, value in given.items() if value is not None}, more)
+    elif name == "uniform" and options.foreground is None:
+        policy = create_policy("uniform", mask_ratio=0.6 if ratio is None else ratio)
+    else:
+        policy = create_policy(name, match=create_policy("region", **settings)) if name == "foreground" else create_policy(name, **settings)
+    if policy.needs_foreground != (options.foreground is not None):
+        raise ValueError(f"preview: foreground must be given with --policy {name if policy.needs_foreground else 'foreground'}, and only there, got "
+                         f"{options.foreground!r}. Make it with mwm localize --localizer threshold --prompt body.")
+    return policy
 
 
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mwm.masking.policy import MaskRequest, Policy
 from mwm.masking.region import RegionPolicy
+from mwm.masking.registry import register_policy
 from mwm.ops import sample_active
 
 
+@register_policy
 @dataclass(frozen=True)
 class ForegroundPolicy(Policy):
     """Hide foreground patches uniformly at random; of air only what does not fit into the foreground.

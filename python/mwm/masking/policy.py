@@ -80,8 +80,8 @@ class Policy(abc.ABC):
         if region is None and self.needs_region:
             raise ValueError(f"{self.name}: region must be [B, H, W], got None. Pass the regions of the images, or use the uniform policy.")
         device = region.device if region is not None else (ids.device if isinstance(ids, Tensor) else torch.device("cpu"))
-        request = MaskRequest(grid, _whole(seed, "seed", self.name), check_ids(ids, device, self.name),
-                              _whole(epoch, "epoch", self.name), _whole(view, "view", self.name))
+        request = MaskRequest(grid, check_whole(seed, "seed", self.name), check_ids(ids, device, self.name),
+                              check_whole(epoch, "epoch", self.name), check_whole(view, "view", self.name))
         inside = share = None
         if region is not None and self.needs_region:
             region, foreground = split_maps(region, self.name)
@@ -168,11 +168,12 @@ def check_ratio(value: Any, argument: str, policy: str) -> float:
     return float(value)
 
 
-def _whole(value: Any, argument: str, policy: str) -> int:
+def check_whole(value: Any, argument: str, policy: str, least: int = 0) -> int:
+    """The whole number as an int; refuses what is none, or is below `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{policy}: {argument} must be a whole number, got {value!r}.")
-    if value.__index__() < 0:
-        raise ValueError(f"{policy}: {argument} must be at least 0, got {value}.")
+    if value.__index__() < least:
+        raise ValueError(f"{policy}: {argument} must be at least {least}, got {value}.")
     return value.__index__()
 
 
@@ -181,7 +182,7 @@ def check_ids(ids: Any, device: torch.device, policy: str) -> Tensor:
     if not isinstance(ids, Tensor):
         if not isinstance(ids, Iterable):
             raise TypeError(f"{policy}: ids must be one integer per image, [B], got {ids!r}.")
-        ids = torch.tensor([_whole(i, "each id", policy) for i in ids], dtype=torch.int64)
+        ids = torch.tensor([check_whole(i, "each id", policy) for i in ids], dtype=torch.int64)
     if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{policy}: ids must be integers [B], got {ids.dtype} {list(ids.shape)}. Pass one integer id per image.")
     ids = ids.to(torch.int64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mwm.masking.coverage import MIN_COVER, check_grid
 from mwm.masking.policy import MaskRequest, Policy, check_ids, check_ratio
+from mwm.masking.registry import register_policy
 from mwm.ops import random_words, region_active, sample_active, to_q32
 
 PRESETS = {"0.8/0.4": (0.8, 0.4), "0.7/0.3": (0.7, 0.3), "0.6/0.2": (0.6, 0.2)}
@@ -22,6 +23,7 @@ _EMPTY = ("mean", "low", "error")
 _OUTSIDE, _INSIDE, _WITHOUT = 0, 1, 2  # strata; _WITHOUT: patches of an image whose region is empty
 
 
+@register_policy
 @dataclass(frozen=True)
 class RegionPolicy(Policy):
     """Hide region patches at `high` and the others at `low`, or at `high` under a fixed overall count.

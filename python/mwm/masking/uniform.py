@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mwm.masking.policy import MaskRequest, Policy, check_ratio
+from mwm.masking.registry import register_policy
 from mwm.ops import sample_active, to_q32
 
 
+@register_policy
 @dataclass(frozen=True)
 class UniformPolicy(Policy):
     """Hide patches uniformly at random; exactly one of the three settings says how many.

@@ -22,7 +22,7 @@ from mwm.transfer import FinetuneConfig
 
 TASKS = ("classify", "probe", "segment", "detect")
 _PRETRAIN_FIXED = frozenset({"images", "out", "regions", "foreground", "split", "prompt", "localizer", "seed", "resume", "overwrite", "device",
-                             "mask", "mask_ratio", "high", "low", "region_weight"})
+                             "mask", "mask_settings", "mask_ratio", "high", "low", "region_weight"})
 _FINETUNE_FIXED = frozenset({"run", "data", "out", "init", "encoder", "image_size", "channels", "intensity", "aspect", "labels", "task", "linear_probe", "knn",
                              "seed", "resume", "overwrite", "device", "store_weights", "allow_leak"})
 """What the study sets by itself: a value in the file would be ignored in some arms and count in others."""

@@ -12,10 +12,12 @@ from typing import Any
 from mwm.data import ReadSettings
 from mwm.localize import RefineSettings, create_localizer, list_localizers, localize_folder
 from mwm.localize.training import training_of
+from mwm.masking import create_policy, describe_policy
 from mwm.study.crossfit import LABEL as SUPERVISED
 from mwm.study.crossfit import FitSettings, crossfit_regions
 from mwm.study.errors import StudyError
 from mwm.study.shuffle import shuffle_regions
+from mwm.train.masks import own_names
 
 USES_LABELS, TEXT_GUIDED, UNGUIDED, NO_REGIONS = "uses labels", "text-guided", "no text, no masks", "no regions"
 MAIN = "main"
@@ -68,7 +70,7 @@ class Arm:
         if self.shuffled:
             return f"regions of other images ({kind})"
         if self.foreground:
-            return f"foreground by threshold; number hidden: {kind}"
+            return f"foreground by threshold; number hidden: {kind}" if self.counts_only else f"{kind}; foreground by threshold"
         return f"number hidden only: {kind}" if self.counts_only else kind
 
     def kind(self, source: Source) -> str:
@@ -178,7 +180,7 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in _ARMS}
 
 
 def arm(name: str) -> Arm:
-    """An arm by name: one of `ARMS`, `uniformNN` (NN % hidden) or `regionHH_LL` (HH % inside, LL % outside).
+    """An arm by name: one of `ARMS`, `uniformNN` (NN % hidden), `regionHH_LL` (HH % inside, LL % outside), or a masking policy of one's own, with its defaults.
 
     Raises:
         StudyError: there is no such arm.
@@ -192,9 +194,12 @@ def arm(name: str) -> Arm:
     if (found := _REGION.fullmatch(name)) and int(found[1]) >= int(found[2]):
         high, low = int(found[1]) / 100, int(found[2]) / 100
         return Arm(name, f"region {high} inside, {low} outside", settings=_region(high, low))
+    if name in own_names():
+        policy = create_policy(name)
+        return Arm(name, f"masks of {name} ({describe_policy(name)})", source=MAIN if policy.needs_region else None, foreground=policy.needs_foreground, settings={"mask": name})
     near = difflib.get_close_matches(str(name), ARMS, 1, 0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise StudyError(f"study: arms must be among {', '.join(ARMS)}, uniformNN and regionHH_LL (high at least low), got {name!r}.{hint}")
+    raise StudyError(f"study: arms must be among {', '.join([*ARMS, *own_names()])}, uniformNN and regionHH_LL (high at least low), got {name!r}.{hint}")
 
 
 def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path, *, seed: int, device: Any = None, read: ReadSettings | None = None,

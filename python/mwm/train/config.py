@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 OPTIMIZERS = ("lamb", "adamw")
 PRECISIONS = ("fp32", "bf16", "fp16")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-MASKS = ("auto", "region", "uniform", "matched", "foreground")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "cuda_graph", "threads", "panel_every", "panel_images", "log_every",
                             "checkpoint_minutes", "checkpoint_steps", "strict", "progress", "images", "regions", "foreground", "localizer_checkpoint", "localizer_revision"})
@@ -23,7 +23,7 @@ class TrainError(ValueError):
     """A run that cannot start or go on; the message says what to do."""
 
 
-def _help(default: Any, text: str) -> Any:
+def _help(default: Any, text: str | Callable[[], str]) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -53,14 +53,14 @@ class PretrainConfig:
     image_size: int | tuple[int, int] = _help(224, "edge of the square image, or (height, width); pixels")
     channels: int | None = _help(None, "channels of the images; default: those of the files")
     intensity: str = _help("auto", "auto | percentile | window=C,W | minmax")
-    read: dict[str, Any] = _help(None, "further settings of mwm.data.ReadSettings")
+    read: dict[str, Any] = field(default=None, metadata={"help": "further settings of mwm.data.ReadSettings"})
     crop_scale: tuple[float, float] = _help((1.0, 1.0), "area of the random crop, as shares of the image; 1 1 = none")
     flip: bool = _help(True, "flip half of the images left to right")
     cache: str | None = _help(None, "keep decoded images in ram | disk | device (small data sets: no loader between them and the GPU)")
     strict: bool = _help(False, "stop at an unreadable file instead of skipping it")
 
-    mask: str = _help("auto", "region | uniform | matched (uniform, as many patches as region would hide) | foreground (the same, air last) | auto: region "
-                      "where there are regions or a prompt")
+    mask: str = _help("auto", lambda: _masks().mask_help())
+    mask_settings: dict[str, Any] = field(default=None, metadata={"help": "further settings of a policy of one's own, by name"})
     mask_ratio: float | None = _help(None, "share of patches that is hidden: uniform (default 0.6), or overall for region")
     high: float | None = _help(None, "share hidden inside the region (default 0.8)")
     low: float | None = _help(None, "share hidden outside the region (default 0.4)")
@@ -104,9 +104,11 @@ class PretrainConfig:
         for name in ("images", "out", "regions", "foreground"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
-        if self.read is not None and not isinstance(self.read, dict):
-            raise TrainError(f"pretrain: read must be a mapping of settings such as {{aspect: crop}}, got {self.read!r}.")
-        object.__setattr__(self, "read", dict(self.read or {}))
+        for name, example in (("read", "{aspect: crop}"), ("mask_settings", "{rows: 2}")):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise TrainError(f"pretrain: {name} must be a mapping of settings such as {example}, got {value!r}.")
+            object.__setattr__(self, name, dict(value or {}))
         for name in ("image_size", "crop_scale"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -125,7 +127,7 @@ class PretrainConfig:
     @property
     def masks_regions(self) -> bool:
         """Whether the policy looks at regions."""
-        return self.mask in ("region", "matched", "foreground") or (self.mask == "auto" and (self.regions is not None or self.prompt is not None))
+        return _masks().reads(self)[0]
 
     @property
     def reads_regions(self) -> bool:
@@ -133,8 +135,9 @@ class PretrainConfig:
         return self.masks_regions or self.region_weight != 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written to config.yaml."""
-        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)}
+        """Plain values, as written to config.yaml; `mask_settings` only where there are some, so that files of before stay the same."""
+        plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)}
+        return {name: value for name, value in plain.items() if name != "mask_settings" or value}
 
     def replace(self, **changes: Any) -> PretrainConfig:
         """A copy with some fields changed, checked again."""
@@ -200,6 +203,13 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _masks() -> Any:
+    """`mwm.train.masks`, which needs torch, while this module by itself does not."""
+    from mwm.train import masks
+
+    return masks
+
+
 def _check(config: PretrainConfig) -> None:
     def need(holds: Any, name: str, rule: str, fix: str = "") -> None:
         if not holds:
@@ -227,16 +237,23 @@ def _check(config: PretrainConfig) -> None:
     need(config.channels is None or whole(config.channels, 1), "channels", "a positive whole number")
     need(len(config.crop_scale) == 2 and 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1, "crop_scale", "two shares 0 < low <= high <= 1")
     need(config.cache in (None, "ram", "disk", "device"), "cache", "ram, disk or device")
-    need(config.mask in MASKS, "mask", " | ".join(MASKS))
-    need(config.mask not in ("region", "matched", "foreground") or config.regions or config.prompt, "mask", "uniform without regions and prompt",
-         "Add regions (--regions FOLDER) or a prompt (--prompt TEXT).")
-    need((config.mask == "foreground") == (config.foreground is not None), "foreground", "given with mask foreground, and only there",
+    masks = _masks()
+    need(config.mask in masks.mask_names(), "mask", " | ".join(masks.mask_names()))
+    own = config.mask in masks.own_names()
+    need(own or not config.mask_settings, "mask_settings", f"left out with mask {config.mask}, whose settings have names of their own",
+         "They are high, low, mask_ratio, min_cover and empty.")
+    try:
+        regions, foreground = masks.reads(config)
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"pretrain: {error}") from error
+    need(not regions or config.regions or config.prompt, "mask", "uniform without regions and prompt", "Add regions (--regions FOLDER) or a prompt (--prompt TEXT).")
+    need(foreground == (config.foreground is not None), "foreground", f"given with mask {config.mask if own and foreground else 'foreground'}, and only there",
          "Make it with mwm localize --localizer threshold --prompt body.")
     need(real(config.region_weight, 0) and config.region_weight > 0, "region_weight", "a positive number")
     need(config.region_weight == 1 or config.regions or config.prompt, "region_weight", "1 without regions and prompt", "Add regions (--regions FOLDER).")
     for name in ("mask_ratio", "high", "low"):
         need(getattr(config, name) is None or real(getattr(config, name), 0, 1, open_end=True), name, "a share in [0, 1)")
-    need(not (config.mask_ratio is not None and config.low is not None and config.masks_regions), "low", "left out together with mask_ratio",
+    need(not (config.mask_ratio is not None and config.low is not None and regions and not own), "low", "left out together with mask_ratio",
          "With an overall share, the outside hides what remains.")
     need(real(config.min_cover, 0, 1) and config.min_cover > 0, "min_cover", "a share in (0, 1]")
     need(config.empty in ("mean", "low", "error"), "empty", "mean | low | error")

@@ -19,6 +19,7 @@ from mwm.train.checkpoint import write_text
 from mwm.train.config import PretrainConfig, TrainError
 from mwm.train.export import Preprocessing
 from mwm.train.loader import joint_batch
+from mwm.train.masks import create_policy
 from mwm.train.record import check_folder, file_size, list_hash, read_resolved
 from mwm.train.survey import Survey, survey
 
@@ -150,15 +151,6 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
                     [(r.name, reason) for r, reason in skipped], resolved)
 
 
-def create_policy(config: PretrainConfig) -> masking.Policy:
-    """The masking policy of a configuration; of images with an empty region it knows nothing yet."""
-    if not config.masks_regions:
-        return masking.create_policy("uniform", mask_ratio=0.6 if config.mask_ratio is None else config.mask_ratio)
-    shares = {"overall": config.mask_ratio, "high": config.high, "low": config.low}
-    region = masking.create_policy("region", **{k: v for k, v in shares.items() if v is not None}, min_cover=config.min_cover, empty=config.empty)
-    return masking.create_policy({"matched": "uniform"}.get(config.mask, config.mask), match=region) if config.mask in ("matched", "foreground") else region
-
-
 def read_settings(config: PretrainConfig) -> ReadSettings:
     """How the images of a configuration are read."""
     return ReadSettings.from_dict({"intensity": config.intensity, "size": config.size, **config.read})
@@ -194,7 +186,7 @@ def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, reco
     """Set the share of empty regions, once and for all, and print what the masks will be."""
     if seen.regions is None:
         share = policy.hidden_share(torch.zeros((1, *config.grid), dtype=torch.bool)).item()
-        print(f"hidden:  {share:.1%} of the patches, uniformly; grid {config.grid[0]}x{config.grid[1]}")
+        print(f"hidden:  {share:.1%} of the patches, {'uniformly' if policy.name == 'uniform' else f'by {policy.name}'}; grid {config.grid[0]}x{config.grid[1]}")
         return policy, {"hidden": share}
     policy = policy.with_empty_share(policy.mean_share(seen.regions.inside))
     statistics = masking.region_statistics(seen.regions, policy, grid=config.grid, ids=torch.tensor([r.id for r in records]), seed=config.seed)

@@ -44,7 +44,7 @@ def check_folder(config: PretrainConfig) -> bool:
     if not (run / "config.yaml").is_file():
         return False
     stored = PretrainConfig.from_yaml(run / "config.yaml", out=config.out, resume=True, overwrite=False)
-    differ = [name for name in stored.to_dict() if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)
+    differ = [name for name in vars(stored) if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)
               and not (name == "channels" and config.channels is None)]
     if differ:
         name = differ[0]
