@@ -80,9 +80,10 @@ def test_doubling_convolution_under_autocast_has_the_bits_of_filters_cast_first(
     _check(ops.conv_transpose4x4, x, torch.randn(32, 16, 4, 4), torch.bfloat16, finer=edge == 4)
 
 
-def test_pointwise_conv_of_few_rows_does_not_round_its_filters_gradient(isa: str) -> None:
+@pytest.mark.parametrize("filters", [64, 256], ids=["all products", "the filters' gradient"])
+def test_pointwise_conv_of_few_rows_does_not_round_its_filters_gradient(filters: int, isa: str) -> None:
     x = torch.randn(40, 128, 1, 1).contiguous(memory_format=torch.channels_last)
-    _check(pointwise_conv, x, torch.randn(64, 128, 1, 1), torch.bfloat16, finer=True)
+    _check(pointwise_conv, x, torch.randn(filters, 128, 1, 1), torch.bfloat16, finer=True)
 
 
 def test_values_that_a_half_type_rounds_specially_come_out_as_from_a_cast(isa: str) -> None:

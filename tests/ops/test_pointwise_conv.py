@@ -42,6 +42,20 @@ def test_autocast_and_second_derivatives_are_those_of_conv2d() -> None:
         torch.testing.assert_close(mine, want, rtol=1e-3, atol=1e-2 * float(want.abs().max()))
 
 
+@pytest.mark.parametrize("channels", [96, 48], ids=["the core", "torch"])
+def test_a_second_derivative_under_autocast_reaches_the_weight_that_was_given(channels: int) -> None:
+    x = torch.randn(40, channels, 1, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(64, channels, 1, 1).requires_grad_()
+    found = []
+    for op in (pointwise_conv, F.conv2d):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = op(x, weight)
+        (first,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), weight)[0])
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], found[1], rtol=5e-2, atol=5e-2 * float(found[1].abs().max()))
+
+
 def test_few_rows_give_the_same_bits_whatever_the_threads_and_the_graph() -> None:
     x = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(64, 96, 1, 1), torch.randn(64)

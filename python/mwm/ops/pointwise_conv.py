@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import native
 from .registry import eager
+from .tile_conv import _sums, _workspace, rounds
 
 
 class Own(NamedTuple):
@@ -31,9 +32,13 @@ ROWS_UP_TO = {torch.float32: 4, torch.float64: 4, torch.float16: 4, torch.bfloat
 #   float32 backward, both gradients, 512 -> 2048: 3.67 / 2.54, 5.02 / 4.36, 8.80 / 8.70, 19.4 / 16.1, 33.0 / 37.5;
 #     2048 -> 512: 4.57 / 2.84, 5.97 / 4.73, 9.47 / 7.90, 21.2 / 15.2, 43.0 / 36.5 (the weight's 24.7 / 19.9).
 #   bfloat16, the weight's gradient, 512 -> 2048: 0.95 / 0.62, 1.53 / 1.24, 3.33 / 2.11, 4.6 / 4.4, 14.1 / 9.3; the rest torch.
+#   bfloat16 under autocast, forward and backward with the casts of the weight, 2048 -> 512, torch / the core for the weight's gradient alone /
+#     for all: 96 rows 5.5 / 3.9 / 2.9, 160 6.6 / 5.0 / 4.1, 340 9.7 / 7.8 / 7.2, 640 no difference; 512 -> 2048: the weight's gradient alone.
 # At t = 2 filters are smaller. float32, both gradients, 1024 -> 256: 384 rows 2.62 / 2.16, 640 no difference in the net, 1360 torch by 7 %;
 #   bfloat16, the weight's gradient, 256 -> 1024: 384 rows 0.79 / 0.62, 640 no difference in the net. At t = 4 and 8: torch, by 0-20 %.
 ROWS_OF_CORE = {1: 1024, 2: 512}
+ROWS_OF_NARROWING = 512
+"""Rows up to which the core takes all products in bfloat16, too, at t = 1 and from many channels to few."""
 _TORCH = Own(False, False, False)
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 """What autocast turns into its own dtype."""
@@ -92,8 +97,9 @@ def _own(kind: torch.dtype, tiles: int, edge: int, weight: Tensor) -> Own:
     filters, channels = weight.shape[:2]
     if kind not in (torch.float32, torch.bfloat16) or min(filters, channels) < _NARROWEST:
         return _TORCH
-    few = tiles * edge * edge <= ROWS_OF_CORE.get(edge, 0)
-    if few and kind == torch.float32:
+    rows = tiles * edge * edge
+    few = rows <= ROWS_OF_CORE.get(edge, 0)
+    if (few and kind == torch.float32) or (edge == 1 and rows <= ROWS_OF_NARROWING and channels > filters):
         return Own(True, True, True)
     learns = weight.requires_grad and torch.is_grad_enabled()
     deep = edge == 1 and (kind == torch.bfloat16 or channels > filters)
@@ -105,27 +111,30 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, own: Own) -> Tensor:
-        ctx.own, ctx.biased, ctx.kind = own, bias is not None, weight.dtype
-        weight = weight.to(rows.dtype)
-        ctx.save_for_backward(rows, weight)
-        return _product("tile_conv_forward", rows, weight, bias) if own.forward else F.conv2d(rows, weight, bias)
+        # The core rounds float32 filters as it reads them.
+        cast = weight if own.forward and own.grad_input and rounds(rows, weight) else weight.to(rows.dtype)
+        ctx.save_for_backward(rows, weight, cast)
+        ctx.own, ctx.biased = own, bias is not None
+        return _product("tile_conv_forward", rows, cast, bias) if own.forward else F.conv2d(rows, cast, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        rows, weight = ctx.saved_tensors
-        # torch knows the second derivative, the core does not.
-        own = _TORCH if torch.is_grad_enabled() else ctx.own
+        rows, weight, cast = ctx.saved_tensors
+        own = ctx.own
+        if torch.is_grad_enabled():
+            # torch knows the second derivative, the core does not; it goes on to the weight that was given.
+            own, cast = _TORCH, weight.to(rows.dtype)
         needs = ctx.needs_input_grad[:3]
         # The bias's gradient alone would cost torch the weight's, too.
         mask = [needs[0] and not own.grad_input, needs[1] and not own.grad_weight, needs[2] and not own.grad_weight]
         grad_rows, grad_weight, grad_bias = None, None, None
         if any(mask):
             sizes = [weight.shape[0]] if ctx.biased else None
-            grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, rows, weight, sizes, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask)
+            grad_rows, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, rows, cast, sizes, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask)
         if needs[0] and own.grad_input:
-            grad_rows = _product("tile_conv_grad_input", grad, weight)
+            grad_rows = _product("tile_conv_grad_input", grad, cast)
         if needs[1] and own.grad_weight:
-            grad_weight = _grad_weight(grad, rows, weight, ctx.kind)
+            grad_weight = _grad_weight(grad, rows, weight)
         if needs[2] and own.grad_weight:
             grad_bias = _grad_bias(grad)
         return grad_rows, grad_weight, grad_bias, None
@@ -149,8 +158,6 @@ _GEOMETRY = [1, 1, 1, 0, 0, 0, 0, 1]
 
 def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
     """rows times weight (forward) or its transpose (grad_input). [1, K or C, T, t * t]"""
-    from .tile_conv import _workspace
-
     tiles, room = _as_tiles(rows), _workspace(weight, 1)
     width = weight.shape[0 if kernel == "tile_conv_forward" else 1]
     # Made in the shape that is returned: autograd lets nobody write to a view that was made inside a Function.
@@ -161,12 +168,10 @@ def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) ->
     return out
 
 
-def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor, kind: torch.dtype) -> Tensor:
-    """sum over rows of grad[k] * x[c]; in float32 where the weight's dtype `kind` is that. [K, C, 1, 1]"""
-    from .tile_conv import _sums
-
+def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """sum over rows of grad[k] * x[c]; in float32 where the weight is that. [K, C, 1, 1]"""
     grad, x = _as_tiles(grad), _as_tiles(rows)
-    out = torch.empty_like(weight, dtype=torch.float32 if kind == torch.float32 else weight.dtype, memory_format=torch.channels_last)
+    out = torch.empty_like(weight, dtype=torch.float32 if weight.dtype == torch.float32 else rows.dtype, memory_format=torch.channels_last)
     sums, plan = _sums(grad, out.numel()), _plan_of_rows(grad.shape[0])
     views = map(native.view, (grad, x, *plan))
     native.core().tile_conv_grad_weight(*views, _GEOMETRY, native.view(sums), native.view(out), native.threads())
@@ -175,8 +180,6 @@ def _grad_weight(grad: Tensor, rows: Tensor, weight: Tensor, kind: torch.dtype) 
 
 def _grad_bias(grad: Tensor) -> Tensor:
     """sum over rows of grad[k]. [K]"""
-    from .tile_conv import _sums
-
     grad = _as_tiles(grad)
     out, sums = grad.new_empty(grad.shape[1]), _sums(grad, grad.shape[1])
     native.core().tile_conv_grad_bias(native.view(grad), native.view(sums), native.view(out), native.threads())
