@@ -204,17 +204,6 @@ def test_other_imagenet_weights_are_refused_and_touch_no_other_arm(root: Path, t
         study(config, StudyOptions(str(out), str(root), device="cpu", weights=str(tmp_path / "absent")))
 
 
-def test_settings_of_an_added_task_are_refused_because_they_would_count_for_all_cells(root: Path, tmp_path: Path) -> None:
-    options = StudyOptions(str(tmp_path / "out"), str(root), device="cpu", budget=0.0)
-    study(StudyConfig.from_dict(values((["scratch"], ["probe"]))), options)
-    study(StudyConfig.from_dict(values((["scratch"], ["probe", "classify"]))), options)  # with the defaults of mwm finetune
-    added = {"probe": {"bootstrap": 20}, "classify": {"epochs": 3}}
-    with pytest.raises(StudyError, match="belongs to a study without settings for classify, and they would count for all of its cells"):
-        study(StudyConfig.from_dict(values((["scratch"], ["probe", "classify"]), finetune=added)), options)
-    with pytest.raises(StudyError, match="belongs to a study with other settings in finetune"):
-        study(StudyConfig.from_dict(values((["scratch"], ["probe"]), finetune={"probe": {"bootstrap": 30}})), options)
-
-
 def test_cells_that_lack_only_some_tasks_are_listed_with_them(root: Path, tmp_path: Path) -> None:
     from mwm.study.collect import Collected, FoldPatients
 

@@ -70,6 +70,41 @@ def fingerprint(cell: Cell, config: StudyConfig, weights: str | None = None) -> 
     return config.fingerprint(cell.data, cell.arm, weights_hash(weights) if weights and arm(cell.arm).init == "imagenet" else None)
 
 
+def base_fingerprint(cell: Cell, config: StudyConfig, weights: str | None = None) -> str:
+    """As `fingerprint`, without the settings of the tasks."""
+    return config.base_fingerprint(cell.data, cell.arm, weights_hash(weights) if weights and arm(cell.arm).init == "imagenet" else None)
+
+
+def task_hashes(cell: Cell, config: StudyConfig) -> dict[str, str]:
+    """Hash of the settings of now of each of a cell's tasks."""
+    return {task: config.task_fingerprint(task, cell.data, cell.arm) for task in cell.tasks}
+
+
+def held_hashes(facts: dict[str, Any], cell: Cell, config: StudyConfig, out: Path) -> dict[str, str]:
+    """Hash of the settings that each task with results was run with, by cell.json."""
+    done = (path.parent.name for path in cell.folder(out).glob("*/metrics.json"))
+    return {task: held for task in sorted(done) if (held := settings_of_task(facts, cell, config, task)) is not None}
+
+
+def same_cell(facts: dict[str, Any], cell: Cell, config: StudyConfig, weights: str | None = None) -> bool:
+    """Whether cell.json is of a cell of these settings, those of its tasks left out.
+
+    Args:
+        facts: what the file holds; a cell of before `base_hash` was written knows one hash of everything.
+        cell: which.
+        config: of the study.
+        weights: hash of the file of ImageNet weights, where the arm starts from it.
+    """
+    return facts.get("config_hash") == config.fingerprint(cell.data, cell.arm, weights) or facts.get("base_hash") == config.base_fingerprint(cell.data, cell.arm, weights)
+
+
+def settings_of_task(facts: dict[str, Any], cell: Cell, config: StudyConfig, task: str) -> str | None:
+    """Hash of the settings that a task was run with, by cell.json; of a cell from before they were written, those that the study's file has for all blocks."""
+    if "task_hashes" in facts:
+        return facts["task_hashes"].get(task)
+    return config.task_fingerprint(task)
+
+
 def weights_hash(path: str | Path) -> str:
     """Hash of the content of a file of weights.
 
@@ -98,9 +133,15 @@ def refuse_other_settings(cell: Cell, config: StudyConfig, out: Path, weights: s
     Raises:
         StudyError: the study's file, the arm or the file of weights has changed since.
     """
-    folder, hashed = cell.folder(out), fingerprint(cell, config, weights)
+    folder = cell.folder(out)
     facts = read_facts(folder) or read_facts(folder, PROGRESS)
-    if facts.get("config_hash", hashed) == hashed or not any(folder.glob("*/metrics.json")):
+    if "config_hash" not in facts or not any(folder.glob("*/metrics.json")):
+        return
+    if _same(facts, cell, config, weights):
+        now = task_hashes(cell, config)
+        other = [task for task, held in held_hashes(facts, cell, config, out).items() if now.get(task, held) != held]
+        if other:
+            raise StudyError(f"study: {other[0]} of {cell.name} must have been run with the settings of now, got results of others. Call mwm study again, which sets them aside.")
         return
     if weights and facts.get("weights_hash") not in (None, weights_hash(weights)):
         raise StudyError(f"study: --weights must be the file that {cell.name} was run with, got another content ({weights_hash(weights)} instead of {facts['weights_hash']}). "
@@ -113,7 +154,13 @@ def finished(cell: Cell, out: Path, config: StudyConfig, weights: str | None = N
     """Whether all tasks of a cell have their results under these settings; a task that failed later does not undo them."""
     facts = read_facts(cell.folder(out))
     ended = facts.get("status") == "done" or (facts.get("status") == "failed" and set(cell.tasks) <= set(facts.get("tasks") or ()))
-    return ended and not cell.open_tasks(out) and facts.get("config_hash") == fingerprint(cell, config, weights)
+    return (ended and not cell.open_tasks(out) and _same(facts, cell, config, weights)
+            and all(settings_of_task(facts, cell, config, task) == now for task, now in task_hashes(cell, config).items()))
+
+
+def _same(facts: dict[str, Any], cell: Cell, config: StudyConfig, weights: str | None) -> bool:
+    """`same_cell`, with the file of ImageNet weights itself."""
+    return same_cell(facts, cell, config, weights_hash(weights) if weights and arm(cell.arm).init == "imagenet" else None)
 
 
 def exported(run: Path) -> bool:
@@ -130,7 +177,7 @@ def pretrains_again(cell: Cell, out: Path, config: StudyConfig, weights: str | N
     facts = read_facts(folder)
     if not arm(cell.arm).pretrain or not any(folder.glob("*/metrics.json")) or not cell.open_tasks(out) or exported(folder / "run"):
         return None
-    if facts.get("config_hash") != fingerprint(cell, config, weights):
+    if not _same(facts, cell, config, weights):
         return None
     return float((facts.get("wall_seconds") or {}).get("pretrain", 0.0))
 
@@ -147,10 +194,10 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def write_facts(folder: Path, facts: dict[str, Any], name: str = CELL) -> None:
-    """cell.json, or progress.json while the cell runs: tables look at the first alone."""
+def write_facts(folder: Path, facts: dict[str, Any], name: str = CELL, *, keep_progress: bool = False) -> None:
+    """cell.json, or progress.json while the cell runs: tables look at the first alone, and it takes the place of the second where that is not kept."""
     write_text(folder / name, json.dumps(facts, indent=1) + "\n")
-    if name == CELL:
+    if name == CELL and not keep_progress:
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
@@ -163,13 +210,14 @@ def write_failure(cell: Cell, config: StudyConfig, out: Path, error: str, weight
     folder.mkdir(parents=True, exist_ok=True)
     hashed, before, later = fingerprint(cell, config, weights), read_facts(folder), read_facts(folder, PROGRESS)
     now = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "failed", "error": error}
-    if before.get("config_hash", hashed) != hashed:
-        write_facts(folder, now | {"config_hash": before["config_hash"]} | {name: before[name] for name in ("weights_hash",) if name in before})
+    if "config_hash" in before and not _same(before, cell, config, weights):
+        kept = ("config_hash", "base_hash", "task_hashes", "weights_hash")
+        write_facts(folder, now | {name: before[name] for name in kept if name in before})
         return
     # What a piece of a cell says about itself is in one of the two; progress.json is the later one.
-    known = before | (later if later.get("config_hash") == hashed else {})
+    known = before | (later if later and _same(later, cell, config, weights) else {})
     tasks = sorted(path.parent.name for path in folder.glob("*/metrics.json")) if known else []
-    write_facts(folder, known | now | {"config_hash": hashed, "tasks": tasks})
+    write_facts(folder, known | now | {"config_hash": hashed, "base_hash": base_fingerprint(cell, config, weights), "tasks": tasks})
 
 
 def measured(run: Path) -> dict[str, Any]:

@@ -11,7 +11,22 @@ from typing import Any
 import torch
 
 from mwm.data import ReadSettings
-from mwm.study.cell_files import PROGRESS, Cell, exported, fingerprint, has_results, locked, measured, read_facts, refuse_other_settings, weights_hash, write_facts
+from mwm.study.cell_files import (
+    PROGRESS,
+    Cell,
+    base_fingerprint,
+    exported,
+    fingerprint,
+    has_results,
+    held_hashes,
+    locked,
+    measured,
+    read_facts,
+    refuse_other_settings,
+    task_hashes,
+    weights_hash,
+    write_facts,
+)
 from mwm.study.config import StudyConfig
 from mwm.study.same_time import scaled_epochs
 from mwm.study.sources import arm, region_fields
@@ -52,7 +67,8 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
     seconds = dict(before.get("wall_seconds", {}))
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "running", "error": None, "says": kind.says, "regions": kind.label(source),
              "uses_labels": kind.uses_labels(source), "supervised_region_source": kind.supervised(source), "wall_seconds": seconds,
-             "config_hash": fingerprint(cell, config, weights), "device": device_name(device), "commit": commit(),
+             "config_hash": fingerprint(cell, config, weights), "base_hash": base_fingerprint(cell, config, weights),
+             "task_hashes": {**task_hashes(cell, config), **held_hashes(before, cell, config, out)}, "device": device_name(device), "commit": commit(),
              **({"weights_hash": weights_hash(weights)} if weights and kind.init == "imagenet" else {})}
     if kind.pretrain and cell.open_tasks(out):
         facts |= _pretrained(cell, config, out, run, seconds, device)
@@ -104,7 +120,7 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         plain = config.pretrain_config(cell.data, images="images", out="out")
         more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size, "channels": plain.channels,
                  "intensity": data.read.get("intensity", plain.intensity), "aspect": data.read.get("aspect", "pad"), "init": "scratch" if kind.init == "scratch" else weights}
-    settings = config.finetune_config(task, **more)
+    settings = config.finetune_config(task, **{**config.block_settings(task, cell.data, cell.arm), **more})
     if kind.longer and not settings.linear_probe:
         # As many images as pre-training has seen, on top; patience grows alike, so that early stopping does not undo it.
         extra = config.pretrain_config(cell.data, images="images", out="out").epochs

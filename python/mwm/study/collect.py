@@ -115,7 +115,7 @@ def collect(out: str | Path) -> Collected:
     found = Collected()
     parts: dict[tuple[str, str, str, str], list[Answers]] = {}
     boxes: dict[tuple[str, str], list[tuple[int, Path]]] = {}
-    hashes: dict[tuple[str, str], set[str]] = {}
+    hashes: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
     for cell in _cells(root):
         data, arm, seed = cell.parts[-3:]
         facts = _json(cell / "cell.json")
@@ -136,7 +136,7 @@ def collect(out: str | Path) -> Collected:
             raise StudyError(f"collect: cell {data}/{arm}/{seed} must be of one of the {len(found.folds[data].test)} folds, got fold {facts.get('fold', seed)}. "
                              "Was the study begun with others?")
         if facts.get("config_hash"):
-            hashes.setdefault((data, arm), set()).add(facts["config_hash"])
+            hashes.setdefault((data, arm), set()).add((facts["config_hash"], facts.get("base_hash")))
         if (digest := _regions(cell / "run", arm)) is not None:
             found.regions.setdefault((data, int(facts.get("fold", seed))), {}).setdefault(digest, []).append(arm)
         for folder in tasks:
@@ -152,7 +152,8 @@ def collect(out: str | Path) -> Collected:
     if not found.rows:
         raise StudyError(f"collect: cells must be in {root / 'cells'}, got none that is finished. Run `mwm study` first.")
     for (data, arm), values in hashes.items():
-        if len(values) > 1:
+        # With other settings of a task since, cells share what is not of tasks; those of before that was written share everything.
+        if len({full for full, _ in values}) > 1 and (None in (bases := {base for _, base in values}) or len(bases) > 1):
             raise StudyError(f"collect: all cells of an arm must have the same settings, got {len(values)} kinds for {data}/{arm}. Remove the cells of the old settings.")
     found.answers = {key: _joined(held) for key, held in parts.items()}
     for key, held in boxes.items():

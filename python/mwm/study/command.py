@@ -19,6 +19,7 @@ from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
 from mwm.study.same_time import needed, waiting
 from mwm.study.sources import arm
+from mwm.study.task_settings import STALE, set_aside, split_hashes
 from mwm.train.checkpoint import write_text
 from mwm.train.distributed import pick_device
 from mwm.transfer.coco_metrics import pycocotools
@@ -149,7 +150,7 @@ def _most_folds(folds: int | str) -> int:
 
 
 def _claim(config: StudyConfig, out: Path) -> None:
-    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change."""
+    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change, and tasks' settings: their results are set aside."""
     import yaml
 
     out.mkdir(parents=True, exist_ok=True)
@@ -157,17 +158,18 @@ def _claim(config: StudyConfig, out: Path) -> None:
     with locked(out / ".claim.lock"):
         if path.exists():
             before = StudyConfig.from_yaml(path)
-            for name in ("pretrain", "finetune", "source"):
+            for name in ("pretrain", "source"):
                 if getattr(before, name) != getattr(config, name):
-                    if name == "finetune" and not any(config.finetune.get(task) != settings for task, settings in before.finetune.items()):
-                        added = ", ".join(sorted(set(config.finetune) - set(before.finetune)))
-                        raise StudyError(f"study: {out.name} belongs to a study without settings for {added}, and they would count for all of its cells. A task that is added "
-                                         "later takes the defaults of mwm finetune: leave them out, or choose another --out.")
                     raise StudyError(f"study: {out.name} belongs to a study with other settings in {name}. Choose another --out, or restore them.")
             for name in set(before.data) & set(config.data):
                 if before.data[name] != config.data[name]:
                     raise StudyError(f"study: {out.name} belongs to a study that reads {name} otherwise. Choose another --out, or restore its settings.")
+            if before.finetune != config.finetune:
+                split_hashes(before, out)
         write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        for task, names in set_aside(config, out).items():
+            print(f"study: {len(names)} results of {task} were made with other settings of it and are set aside, in {STALE}/ of their cells: {', '.join(names[:4])}"
+                  f"{' …' if len(names) > 4 else ''}. They come back with their settings.", flush=True)
 
 
 def _resources(options: StudyOptions) -> tuple[str, int, int]:

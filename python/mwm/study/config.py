@@ -56,11 +56,19 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Block:
-    """Cells that follow each other: every arm on every fold of one data set, with these tasks."""
+    """Cells that follow each other: every arm on every fold of one data set, with these tasks.
+
+    Attributes:
+        data: name of the data set.
+        arms: names of the arms.
+        tasks: in the order in which they are run.
+        finetune: fields of `FinetuneConfig` by task, for this block alone; they win over those of the study.
+    """
 
     data: str
     arms: tuple[str, ...]
     tasks: tuple[str, ...]
+    finetune: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,10 +129,7 @@ class StudyConfig:
         for name in ("pretrain", "finetune", "source", "analysis"):
             _need(isinstance(getattr(self, name), dict), name, "a mapping of settings", getattr(self, name))
         _set_by_user(self.pretrain, _PRETRAIN_FIXED, "pretrain")
-        for name, settings in self.finetune.items():
-            _need(name in TASKS, "finetune", f"by task: {' | '.join(TASKS)}", name)
-            _need(isinstance(settings, dict), f"finetune.{name}", "a mapping of settings", settings)
-            _set_by_user(_known(settings, FinetuneConfig, f"finetune.{name}"), _FINETUNE_FIXED, f"finetune.{name}")
+        _check_tasks(self.finetune, TASKS, "finetune")
         Plan.from_dict(self.analysis)
         for block in self.blocks:
             self.source_of(block.data)
@@ -135,8 +140,12 @@ class StudyConfig:
                 if arm(name).pretrain:
                     self.pretrain_config(block.data, images="images", out="out", regions="regions", **arm(name).settings,
                                          **({"foreground": "foreground"} if arm(name).foreground else {}))
+            _check_tasks(block.finetune, block.tasks, "block.finetune")
             for task in block.tasks:
-                self.finetune_config(task, run="run", data="data", out="out")
+                self.finetune_config(task, run="run", data="data", out="out", **block.finetune.get(task, {}))
+                for name in block.arms:
+                    _need(self.block_settings(task, block.data, name) == block.finetune.get(task, {}) or task not in block.finetune, f"block.finetune.{task}",
+                          f"as in the first block with {task} of {name} on {block.data}", block.finetune.get(task))
 
     def source_of(self, data: str) -> Source:
         """Where the regions of a data set come from."""
@@ -150,6 +159,10 @@ class StudyConfig:
         """The configuration of a task; `more` wins."""
         kind = {"task": "classify", "linear_probe": True} if task == "probe" else {"task": task}
         return FinetuneConfig(**{**kind, **self.finetune.get(task, {}), **more})
+
+    def block_settings(self, task: str, data: str, name: str) -> dict[str, Any]:
+        """The fields of `FinetuneConfig` that the first block with this task of an arm on a data set brings along."""
+        return next((block.finetune.get(task, {}) for block in self.blocks if block.data == data and name in block.arms and task in block.tasks), {})
 
     def cells(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """(data set, arm, tasks) of every block in order, each pair once, with the tasks of all its blocks; folds are not known here."""
@@ -178,10 +191,15 @@ class StudyConfig:
         plain = json.loads(json.dumps(dataclasses.asdict(self)))
         for settings in plain["data"].values():
             del settings["name"]
+        for block in plain["blocks"]:
+            if not block["finetune"]:
+                del block["finetune"]
         return plain
 
     def fingerprint(self, data: str, name: str, weights: str | None = None) -> str:
-        """Hash of everything that decides the numbers of a data set's cells of an arm, except the tasks.
+        """Hash of everything that decides the numbers of a data set's cells of an arm, except the tasks and what blocks say.
+
+        The settings of all tasks are in it, so that it alone cannot say which of them a change concerns: `base_fingerprint` and `task_fingerprint` do.
 
         Args:
             data: name of the data set.
@@ -189,8 +207,30 @@ class StudyConfig:
             weights: hash of the file of ImageNet weights, where the arm starts from it.
         """
         plain = self.to_dict()
-        facts = [plain["data"][data], plain["pretrain"], plain["finetune"], plain["source"], arm(name).facts(), *([weights] if weights else [])]
-        return blake2b(json.dumps(facts, sort_keys=True, default=dict).encode(), digest_size=8).hexdigest()
+        return _digest([plain["data"][data], plain["pretrain"], plain["finetune"], plain["source"], arm(name).facts(), *([weights] if weights else [])])
+
+    def base_fingerprint(self, data: str, name: str, weights: str | None = None) -> str:
+        """As `fingerprint`, without the settings of the tasks."""
+        plain = self.to_dict()
+        return _digest([plain["data"][data], plain["pretrain"], plain["source"], arm(name).facts(), *([weights] if weights else [])])
+
+    def task_fingerprint(self, task: str, data: str | None = None, name: str | None = None) -> str:
+        """Hash of the settings of a task: of the study's, and with a data set and an arm those of their block on top."""
+        own = {} if data is None or name is None else self.block_settings(task, data, name)
+        return _digest([task, json.loads(json.dumps({**self.finetune.get(task, {}), **own}))])
+
+
+def _digest(facts: Any) -> str:
+    return blake2b(json.dumps(facts, sort_keys=True, default=dict).encode(), digest_size=8).hexdigest()
+
+
+def _check_tasks(settings: Any, tasks: tuple[str, ...], where: str) -> None:
+    """Refuse what is no mapping of settings by task."""
+    _need(isinstance(settings, dict), where, "a mapping of settings by task", settings)
+    for name, own in settings.items():
+        _need(name in tasks, where, f"by task: {' | '.join(tasks)}", name)
+        _need(isinstance(own, dict), f"{where}.{name}", "a mapping of settings", own)
+        _set_by_user(_known(own, FinetuneConfig, f"{where}.{name}"), _FINETUNE_FIXED, f"{where}.{name}")
 
 
 def _block(values: Any, sets: dict[str, DataSet]) -> Block:
