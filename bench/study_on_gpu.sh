@@ -11,11 +11,15 @@
 # EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
 # MPS: 0 leaves out NVIDIA's multi-process service, a daemon of this script's own that ends with it. Without it processes take turns on the GPU, and
 # each of them spends its turn launching; that twelve cells at a time gained little by it is a guess (bench/NOTES.md), and MPS here is untried.
+# No encoder comes back: fifteen of ResNet-50 are 1.4 GB in float32, and a smaller export would be other weights. What pre-training made is there for
+# all tasks of a cell that end in the same piece, and lost to those of a later piece, which pre-train again (the log says which, and how long that took).
+# So a study whose last blocks add tasks to earlier cells (detect in main.yaml) is best run cell by cell: ONLY=brain_mri/region/0 (or /0, or
+# brain_mri/region) runs all blocks of the cells that it names in one piece, in the order of the file; take as few cells as end within LIMIT.
 # ONLY: cells whose name contains this. SITE: where mwm is installed; left out: the interpreter has it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -eq 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
 PYTHON=${PYTHON:-python3} CONFIG=${CONFIG:-studies/main.yaml} WORKERS=${WORKERS:-10} LIMIT=${LIMIT:-500}
