@@ -111,6 +111,33 @@ def test_a_killed_training_ends_as_one_that_was_not_killed(kind: str, kills: tup
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("kind", ["head", "towers"])
+def test_a_training_killed_before_its_first_checkpoint_starts_afresh_with_resume(kind: str, scans: Path, starts: dict[str, Path], whole: dict, tmp_path: Path) -> None:
+    """It had been refused: there was no checkpoint to go on with."""
+
+    class Never(Store):
+        def save(self, path: Path, state: dict[str, Any]) -> None:
+            raise Killed
+
+    for resume in (False, True):
+        with pytest.raises(Killed):
+            train(kind, scans, starts, tmp_path / "out", store=Never(), resume=resume)
+    assert [path.name for path in (tmp_path / "out.unfinished").iterdir()] == ["asked.json"]
+    assert "the seed that the training began with, 0, got 1" in _refusal(scans, starts, tmp_path / "out", store=Store(), resume=True, seed=1, kind=kind)
+    torch.manual_seed(123)  # another process, another state of the generator
+    report = train(kind, scans, starts, tmp_path / "out", store=Store(), resume=True)
+    assert history(report) == history(whole[kind][1])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (whole[kind][0] / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"[" * 100000], ids=["cut", "no mapping", "no text", "deep"])
+def test_a_spoilt_note_of_a_training_without_checkpoint_is_one_sentence(content: bytes, scans: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "asked.json").write_bytes(content)
+    assert "asked.json" in _refusal(scans, starts, tmp_path / "out", store=Store(), resume=True)
+
+
 def test_checkpoints_are_as_far_apart_as_was_asked(scans: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     store = Store()
     train_localizer(scans / "index.csv", None, starts["head"], tmp_path / "out", prompts=["x"], absent=["cat"], device="cpu", progress=False, checkpoints=store,
@@ -132,9 +159,9 @@ def killed(scans: Path, starts: dict[str, Path], tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def _refusal(*arguments: Any, **options: Any) -> str:
+def _refusal(*arguments: Any, kind: str = "head", **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
-        train("head", *arguments, **options)
+        train(kind, *arguments, **options)
     assert str(caught.value).startswith("localize train: ") and "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from mwm.data import DataError, MaskFolder, content_digest
+from mwm.data import DataError, MaskFolder, blob, content_digest
 from mwm.data.blob import key
 from mwm.localize.checkpoints import first_line
 from mwm.localize.train_data import Examples
@@ -50,15 +50,15 @@ class Unfinished:
         if resume and store is None:
             raise ValueError("localize train: checkpoints must be given with resume, got none. Pass the module mwm.train.checkpoint.")
         self.folder, self.store, self.minutes, self.asked = out.with_name(f"{out.name}.unfinished"), store, minutes, ""
-        self.path = self.folder / "checkpoint.pt"
+        self.path, self.begun = self.folder / "checkpoint.pt", self.folder / "asked.json"
         self._saved = time.monotonic()
-        if resume and not self.path.is_file() and not finished(out):
-            raise ValueError(f"localize train: resume must have a training to go on with, got no {self.path.name} in {str(self.folder)!r}. Start it without --resume.")
+        if resume and not self.path.is_file() and not self.begun.is_file() and not finished(out):
+            raise ValueError(f"localize train: resume must have a training to go on with, got none in {str(self.folder)!r}. Start it without --resume.")
         if not resume and store is not None and self.path.is_file():
             raise ValueError(f"localize train: {str(self.folder)!r} holds an unfinished training. Go on with --resume, or remove the folder.")
 
     def begin(self, asked: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """What was kept, or None to begin at the start.
+        """What was kept, or None to begin at the start: also with `resume`, where the training was killed before its first checkpoint.
 
         Args:
             asked: Everything that decides the result, as plain values.
@@ -68,9 +68,15 @@ class Unfinished:
             ValueError: it is damaged, or was asked for with something else; the message names the first difference.
         """
         self.asked = json.dumps(asked, sort_keys=True)
-        if not resume:
-            return None
         advice = f"Remove the folder {str(self.folder)!r} and start without --resume."
+        if resume and not self.path.is_file():
+            compare(self._read_begun(advice), asked, advice)
+            return None
+        if not resume:
+            if self.store is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                blob.write_bytes(self.begun, self.asked.encode())
+            return None
         try:
             state = self.store.load(self.path) if self.store else {}
         except (ValueError, OSError) as error:
@@ -79,6 +85,16 @@ class Unfinished:
             raise ValueError(f"localize train: {self.path.name} must be of mwm localize train, got that of something else. {advice}")
         compare(json.loads(state["asked"]), asked, advice)
         return state
+
+    def _read_begun(self, advice: str) -> dict[str, Any]:
+        """What a training without a checkpoint was asked for."""
+        try:
+            before = json.loads(self.begun.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"localize train: {self.begun.name} cannot be read ({first_line(error)}). {advice}") from error
+        if not isinstance(before, dict):
+            raise ValueError(f"localize train: {self.begun.name} must be of mwm localize train, got that of something else. {advice}")
+        return before
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
