@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
     rates = [schedule.lr(step) for step in range(schedule.steps)]
     assert rates[0] == pytest.approx(5e-4 / 10)
     assert rates[9] == rates[10] == pytest.approx(5e-4)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert schedule.lr(30) == pytest.approx((5e-4 + 5e-6) / 2)
     assert schedule.lr(50) == pytest.approx(5e-6)
 

@@ -101,21 +101,24 @@ def _prompts(report: Report, found: Findings) -> None:
                    "nothing. Left is the patient's left, which stands on the right of the picture.")
     report.sheet(found.prompts, "One chest X-ray under three prompts.")
     report.sheet(found.cases, "From prompt to mask. The heat map becomes a region (threshold and largest components), the region decides which patches are hidden "
-                 "more often. Grey patches are hidden; the orange line is the region. The scans were chosen because the structure is easy to see; the localizer errs on others, see its model card.")
+                 "more often. Grey patches are hidden; the orange line is the region. The scans were chosen because the structure is easy to see; "
+                 "the localizer errs on others, see its model card.")
 
 
 def _masks(report: Report, found: Findings) -> None:
     report.section("The region decides what is hidden",
                    "Both masks leave exactly as many patches visible in each image. The uniform mask hides everywhere alike; the region mask hides more where the prompt points.")
     report.sheet(found.policies, "Uniform and region masks with equally many visible patches.")
-    report.chart(found.policy_shares, "Share of patches hidden inside and outside the region, over all scans and four epochs. The uniform mask hides inside and outside of one scan alike; "
+    report.chart(found.policy_shares, "Share of patches hidden inside and outside the region, over all scans and four epochs. The uniform mask hides inside and outside "
+                 "of one scan alike; "
                  "its two bars differ because scans with large regions hide more patches under both.")
 
 
 def _race(report: Report, race: Race) -> None:
     report.section("The encoder pays only for what is visible",
                    f"The same ResNet-50, forward and backward, on {race.images} scans of {race.size} x {race.size} pixels with {race.hidden:.0%} of the patches hidden "
-                   f"and {race.threads} CPU thread{'s' if race.threads > 1 else ''}. Mask-multiply is how sparse encoding is usually emulated: dense convolutions, multiplied by the mask after every layer. "
+                   f"and {race.threads} CPU thread{'s' if race.threads > 1 else ''}. Mask-multiply is how sparse encoding is usually emulated: "
+                   "dense convolutions, multiplied by the mask after every layer. "
                    "Packed tiles compute the same numbers and skip what is hidden.")
     report.facts([(f"{race.ratios[DENSE]:.2f} ×", "faster than the dense network"), (f"{race.ratios[MASKED]:.2f} ×", "faster than mask-multiply"),
                   (f"{race.difference:.0e}", "largest difference from mask-multiply, relative to the largest feature"),
@@ -127,7 +130,8 @@ def _race(report: Report, race: Race) -> None:
 
 def _training(report: Report, training: Training) -> None:
     report.section("Pre-training without labels",
-                   "The encoder sees the visible patches only; a light decoder rebuilds the hidden ones. The loss compares hidden patches, each normalised by its own mean and deviation.")
+                   "The encoder sees the visible patches only; a light decoder rebuilds the hidden ones. The loss compares hidden patches, "
+                   "each normalised by its own mean and deviation.")
     report.facts(training.facts)
     report.chart(training.loss, "Loss over steps: every step pale, running median strong.")
     report.sheet(training.reconstruction, "Masked input and reconstruction after this short run. A rebuilt patch takes the mean and contrast of the patch it replaces, "

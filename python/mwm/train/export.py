@@ -217,7 +217,8 @@ def load_encoder(run: str | Path, num_classes: int = 1) -> Encoder:
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise TrainError(f"load_encoder: the weights do not fit {name} ({str(error).splitlines()[-1].strip()}). Use the timm or torchvision version that run.json names.") from error
+        raise TrainError(f"load_encoder: the weights do not fit {name} ({str(error).splitlines()[-1].strip()}). "
+                         "Use the timm or torchvision version that run.json names.") from error
     if set(result.missing_keys) != set(head) or result.unexpected_keys:
         raise TrainError(f"load_encoder: the weights do not fit {name} ({len(result.missing_keys)} entries missing, {len(result.unexpected_keys)} too many). "
                          "Use the timm or torchvision version that run.json names.")

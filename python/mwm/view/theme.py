@@ -36,7 +36,8 @@ figure{margin:0}
 .sheet img,.single{display:block;width:100%;height:auto;border-radius:8px;background:#000}
 .single{max-width:100%;background:none}
 .chart{display:block;width:100%;height:auto;font-family:inherit;font-variant-numeric:tabular-nums}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:20px 0 0;border:1px solid var(--line);border-radius:12px;overflow:hidden;background:var(--line)}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:20px 0 0;border:1px solid var(--line);
+border-radius:12px;overflow:hidden;background:var(--line)}
 .facts div{display:flex;flex-direction:column-reverse;justify-content:flex-end;padding:16px 18px;background:var(--paper)}
 .facts dd{margin:0;font-size:26px;line-height:1.2;font-weight:640;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
 .facts dt{margin-top:4px;color:var(--muted);font-size:13px;line-height:1.4}
