@@ -1,4 +1,4 @@
-"""Settings of one task of a study: brought by a block, added later, or changed, and what of the finished cells stays."""
+"""Settings of one task of a study: brought by a block or added later; those of a task with results stay."""
 
 from __future__ import annotations
 
@@ -101,37 +101,30 @@ def test_settings_of_an_added_task_leave_finished_cells_as_they_are(options: Stu
     as_before(options)
     config = StudyConfig.from_dict(values(FIRST, {"tasks": ["segment"]}, finetune={"probe": {"bootstrap": 20}, "classify": {"epochs": 2}, "segment": {"epochs": 3}}))
     study(config, options)
-    assert [task for task, _ in ran] == ["probe", "classify", "segment"] and not (folder(options) / "stale").exists()
+    assert [task for task, _ in ran] == ["probe", "classify", "segment"]
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["cells of before", "cells of now"])
-def test_a_changed_setting_of_a_task_makes_its_results_stale_and_no_others(options: StudyOptions, ran: list, old: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", ["study", "block"])
+def test_settings_of_a_task_that_has_results_may_not_change(options: StudyOptions, ran: list, old: bool, where: str) -> None:
     first = StudyConfig.from_dict(values(FIRST))
     study(first, options)
     if old:
         as_before(options)
-    changed = StudyConfig.from_dict(values(FIRST, finetune={"probe": {"bootstrap": 20}, "classify": {"epochs": 5}}))
-    study(changed, options)
-    assert [(task, settings.epochs) for task, settings in ran[2:]] == [("classify", 5)]
-    assert "1 results of classify were made with other settings of it and are set aside" in capsys.readouterr().out
-    (kept,) = (folder(options) / "stale").iterdir()
-    assert json.loads((kept / "metrics.json").read_text())["epochs"] == 2
-    study(changed, options)
-    assert len(ran) == 3
-    study(first, options)  # back: nothing runs, the results of then are there again
-    assert len(ran) == 3 and json.loads((folder(options) / "classify" / "metrics.json").read_text())["epochs"] == 2
-    assert finished(Cell("drawn", "scratch", 0, ("probe", "classify")), Path(options.out), first)
+    said = (Path(options.out) / "study.yaml").read_text()
+    block = {**FIRST, "finetune": {"classify": {"epochs": 5}}}
+    changed = values(FIRST, finetune={"probe": {"bootstrap": 20}, "classify": {"epochs": 5}}) if where == "study" else values(block)
+    with pytest.raises(StudyError, match="classify of drawn/scratch/0 must have been run with the settings of now, got results of others"):
+        study(StudyConfig.from_dict(changed), options)
+    assert len(ran) == 2 and (Path(options.out) / "study.yaml").read_text() == said
     study(first, options)
-    assert len(ran) == 3
+    assert len(ran) == 2 and finished(Cell("drawn", "scratch", 0, ("probe", "classify")), Path(options.out), first)
 
 
-def test_settings_that_a_block_gives_a_finished_task_make_it_stale(options: StudyOptions, ran: list) -> None:
-    study(StudyConfig.from_dict(values(FIRST)), options)
-    as_before(options)
+def test_the_same_settings_may_be_said_by_the_study_or_by_a_block(options: StudyOptions, ran: list) -> None:
     study(StudyConfig.from_dict(values({**FIRST, "finetune": {"probe": {"bootstrap": 30}}})), options)
-    assert [(task, settings.bootstrap) for task, settings in ran[2:]] == [("probe", 30)]
-    study(StudyConfig.from_dict(values(FIRST, finetune={"probe": {"bootstrap": 30}, "classify": {"epochs": 2}})), options)  # the same, said elsewhere
-    assert len(ran) == 3
+    study(StudyConfig.from_dict(values(FIRST, finetune={"probe": {"bootstrap": 30}, "classify": {"epochs": 2}})), options)
+    assert len(ran) == 2
 
 
 def test_a_cell_that_is_run_by_itself_refuses_results_of_other_settings_of_a_task(options: StudyOptions, ran: list) -> None:
@@ -143,8 +136,7 @@ def test_a_cell_that_is_run_by_itself_refuses_results_of_other_settings_of_a_tas
         run_cell(cell, config, Path(options.out), "cpu")
 
 
-def test_the_state_of_an_interrupted_task_goes_with_its_settings(options: StudyOptions, ran: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fine-tuning would refuse to resume it, again and again."""
+def test_settings_of_a_task_that_has_been_begun_may_not_change(options: StudyOptions, ran: list, monkeypatch: pytest.MonkeyPatch) -> None:
     working = mwm.study.cells.finetune
 
     def killed(settings: Any) -> None:
@@ -156,12 +148,10 @@ def test_the_state_of_an_interrupted_task_goes_with_its_settings(options: StudyO
     monkeypatch.setattr(mwm.study.cells, "finetune", killed)
     with pytest.raises(KeyboardInterrupt):
         study(StudyConfig.from_dict(values(FIRST)), options)
-    state = state_file(folder(options) / "classify")
     monkeypatch.setattr(mwm.study.cells, "finetune", working)
-    assert state.is_file()
-    changed = {"probe": {"bootstrap": 20}, "classify": {"epochs": 5}}
-    study(StudyConfig.from_dict(values(FIRST, finetune=changed)), options)
-    assert not state.exists() and [task for task, _ in ran] == ["probe", "classify"]
+    with pytest.raises(StudyError, match="classify of drawn/scratch/0"):
+        study(StudyConfig.from_dict(values(FIRST, finetune={"probe": {"bootstrap": 20}, "classify": {"epochs": 5}})), options)
+    assert state_file(folder(options) / "classify").is_file()
 
 
 @pytest.mark.parametrize(("block", "error", "words"), [

@@ -141,7 +141,7 @@ def refuse_other_settings(cell: Cell, config: StudyConfig, out: Path, weights: s
         now = task_hashes(cell, config)
         other = [task for task, held in held_hashes(facts, cell, config, out).items() if now.get(task, held) != held]
         if other:
-            raise StudyError(f"study: {other[0]} of {cell.name} must have been run with the settings of now, got results of others. Call mwm study again, which sets them aside.")
+            raise StudyError(f"study: {other[0]} of {cell.name} must have been run with the settings of now, got results of others. Choose another --out, or restore its settings.")
         return
     if weights and facts.get("weights_hash") not in (None, weights_hash(weights)):
         raise StudyError(f"study: --weights must be the file that {cell.name} was run with, got another content ({weights_hash(weights)} instead of {facts['weights_hash']}). "

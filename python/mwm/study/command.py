@@ -19,7 +19,7 @@ from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
 from mwm.study.same_time import needed, waiting
 from mwm.study.sources import arm
-from mwm.study.task_settings import STALE, set_aside, split_hashes
+from mwm.study.task_settings import refuse_changed, split_hashes
 from mwm.train.checkpoint import write_text
 from mwm.train.distributed import pick_device
 from mwm.transfer.coco_metrics import pycocotools
@@ -150,7 +150,7 @@ def _most_folds(folds: int | str) -> int:
 
 
 def _claim(config: StudyConfig, out: Path) -> None:
-    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change, and tasks' settings: their results are set aside."""
+    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change, and settings of tasks without results."""
     import yaml
 
     out.mkdir(parents=True, exist_ok=True)
@@ -166,10 +166,8 @@ def _claim(config: StudyConfig, out: Path) -> None:
                     raise StudyError(f"study: {out.name} belongs to a study that reads {name} otherwise. Choose another --out, or restore its settings.")
             if before.finetune != config.finetune:
                 split_hashes(before, out)
+            refuse_changed(config, out)
         write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        for task, names in set_aside(config, out).items():
-            print(f"study: {len(names)} results of {task} were made with other settings of it and are set aside, in {STALE}/ of their cells: {', '.join(names[:4])}"
-                  f"{' …' if len(names) > 4 else ''}. They come back with their settings.", flush=True)
 
 
 def _resources(options: StudyOptions) -> tuple[str, int, int]:

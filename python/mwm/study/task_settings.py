@@ -1,18 +1,15 @@
-"""What happens to finished tasks when their settings change: their results are set aside, those of other tasks stay, and what is set aside comes back with its settings."""
+"""Settings of tasks and the results that are there: a task that comes later brings its own, one that has results keeps them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mwm.study.cell_files import CELL, PROGRESS, Cell, has_results, locked, read_facts, same_cell, settings_of_task, write_facts
+from mwm.study.cell_files import CELL, PROGRESS, Cell, has_results, read_facts, same_cell, settings_of_task, write_facts
 from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
 from mwm.transfer.tasks import state_file
-
-STALE = "stale"
-"""Folder of a cell with results of other settings, TASK-HASH each."""
 
 
 def cells_there(config: StudyConfig, out: Path) -> Iterator[Cell]:
@@ -24,7 +21,7 @@ def cells_there(config: StudyConfig, out: Path) -> Iterator[Cell]:
 
 
 def split_hashes(before: StudyConfig, out: Path) -> None:
-    """Note in the cells of a study whose settings of tasks are about to change what each task was run with.
+    """Note in the cells of a study that gets settings of more tasks what each of its tasks was run with.
 
     A cell of before this was kept knows one hash of everything; with the study's file of then it is told apart.
 
@@ -42,38 +39,20 @@ def split_hashes(before: StudyConfig, out: Path) -> None:
             _update(cell.folder(out), name, {"base_hash": before.base_fingerprint(cell.data, cell.arm, weights), "task_hashes": hashes})
 
 
-def set_aside(config: StudyConfig, out: Path) -> dict[str, list[str]]:
-    """Set results of tasks aside whose settings are others now, and bring those back that have the settings of now.
+def refuse_changed(config: StudyConfig, out: Path) -> None:
+    """Refuse settings of a task that are not those of results that are there: changed after a look at results, they are another study.
 
     Args:
         config: the study as it is now.
         out: its folder.
 
-    Returns:
-        Task -> names of the cells whose results of it were set aside.
+    Raises:
+        StudyError: a task of a cell has results, or has been begun, with other settings.
     """
-    moved: dict[str, list[str]] = {}
     for cell in cells_there(config, out):
-        folder = cell.folder(out)
         for task in cell.tasks:
-            held, now = _held(cell, config, out, task), config.task_fingerprint(task, cell.data, cell.arm)
-            kept = folder / STALE / f"{task}-{now}"
-            if held in (None, now) and not (kept.is_dir() and not has_results(folder, task)):
-                continue
-            with locked(out / "locks" / cell.name.replace("/", "-")):  # a cell in flight ends first
-                if (held := _held(cell, config, out, task)) not in (None, now):
-                    state_file(folder / task).unlink(missing_ok=True)
-                    if (folder / task).is_dir():
-                        _move(folder / task, folder / STALE / f"{task}-{held}")
-                        moved.setdefault(task, []).append(cell.name)
-                    for name in (CELL, PROGRESS):
-                        _forget(folder, name, task)
-                if kept.is_dir() and not has_results(folder, task):
-                    _move(kept, folder / task)
-                    facts = read_facts(folder)
-                    _update(folder, CELL, {"task_hashes": {**facts.get("task_hashes", {}), task: now},
-                                           **({"tasks": sorted({*facts["tasks"], task})} if "tasks" in facts else {})})
-    return moved
+            if _held(cell, config, out, task) not in (None, config.task_fingerprint(task, cell.data, cell.arm)):
+                raise StudyError(f"study: {task} of {cell.name} must have been run with the settings of now, got results of others. Choose another --out, or restore its settings.")
 
 
 def _held(cell: Cell, config: StudyConfig, out: Path, task: str) -> str | None:
@@ -83,21 +62,6 @@ def _held(cell: Cell, config: StudyConfig, out: Path, task: str) -> str | None:
     if not same_cell(facts, cell, config, facts.get("weights_hash")) or not (has_results(folder, task) or state_file(folder / task).is_file()):
         return None
     return settings_of_task(facts, cell, config, task)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a folder; what is in its place has the same settings and goes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        shutil.rmtree(target)
-    source.rename(target)
-
-
-def _forget(folder: Path, name: str, task: str) -> None:
-    """Take the hash of a task out of cell.json or progress.json."""
-    facts = read_facts(folder, name)
-    if task in (facts.get("task_hashes") or {}):
-        _update(folder, name, {"task_hashes": {one: hashed for one, hashed in facts["task_hashes"].items() if one != task}})
 
 
 def _update(folder: Path, name: str, more: dict[str, Any]) -> None:
