@@ -175,8 +175,8 @@ def test_opcheck() -> None:
         torch.library.opcheck(torch.ops.mwm.tile_conv, (x, weight, bias, *place, geometry, ""))
         torch.library.opcheck(torch.ops.mwm.tile_conv, (x, weight, None, *place, geometry, ""))
         torch.library.opcheck(torch.ops.mwm.tile_conv_grad_input, (grad, weight.detach(), *place, geometry, 4, ""))
-        torch.library.opcheck(torch.ops.mwm.tile_conv_grad_weight, (grad, x.detach(), *place, geometry, [3, 3], False, ""))
-        torch.library.opcheck(torch.ops.mwm.tile_conv_grad_weight, (grad.bfloat16(), x.detach().bfloat16(), *place, geometry, [3, 3], True, ""))
+        torch.library.opcheck(torch.ops.mwm.tile_conv_grad_weight, (grad, x.detach(), *place, geometry, [3, 3], ""))
+        torch.library.opcheck(torch.ops.mwm.tile_conv_grad_weight, (grad.bfloat16(), x.detach().bfloat16(), *place, geometry, [3, 3], "", True))
         torch.library.opcheck(torch.ops.mwm.tile_conv_grad_bias, (grad, ""))
 
 

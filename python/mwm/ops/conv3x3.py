@@ -100,12 +100,12 @@ def _input_implementation(grad: Tensor, weight: Tensor) -> Tensor:
     return winograd.convolve(_last(grad), weight, None, *_places(len(grad)), edge, adjoint=True)
 
 
-def _weight_fake(grad: Tensor, x: Tensor, wide: bool) -> Tensor:
+def _weight_fake(grad: Tensor, x: Tensor, wide: bool = False) -> Tensor:
     shape = (grad.shape[1], x.shape[1], 3, 3)
     return torch.empty(shape, dtype=torch.float32 if wide else x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _weight_implementation(grad: Tensor, x: Tensor, wide: bool) -> Tensor:
+def _weight_implementation(grad: Tensor, x: Tensor, wide: bool = False) -> Tensor:
     shape = (grad.shape[1], x.shape[1], 3, 3)
     edge = winograd.square_edge(grad, shape, winograd.PLAIN, weight_gradient=True)
     if not edge:
@@ -117,5 +117,5 @@ def _weight_implementation(grad: Tensor, x: Tensor, wide: bool) -> Tensor:
 _conv3x3 = register("conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _implementation, _fake, setup_context=_setup, backward=_backward)
 _grad_input = register("conv3x3_grad_input", "(Tensor grad, Tensor weight) -> Tensor", _input_implementation, _input_fake,
                        setup_context=lambda ctx, inputs, output: None, backward=once_only("conv3x3"))
-_grad_weight = register("conv3x3_grad_weight", "(Tensor grad, Tensor x, bool wide) -> Tensor", _weight_implementation, _weight_fake,
+_grad_weight = register("conv3x3_grad_weight", "(Tensor grad, Tensor x, bool wide=False) -> Tensor", _weight_implementation, _weight_fake,
                         setup_context=lambda ctx, inputs, output: None, backward=once_only("conv3x3"))

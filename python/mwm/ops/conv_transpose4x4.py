@@ -93,11 +93,11 @@ def _input_implementation(grad: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _weight_fake(grad: Tensor, x: Tensor, shape: list[int], wide: bool) -> Tensor:
+def _weight_fake(grad: Tensor, x: Tensor, shape: list[int], wide: bool = False) -> Tensor:
     return torch.empty(shape, dtype=torch.float32 if wide else x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _weight_implementation(grad: Tensor, x: Tensor, shape: list[int], wide: bool) -> Tensor:
+def _weight_implementation(grad: Tensor, x: Tensor, shape: list[int], wide: bool = False) -> Tensor:
     height, width = x.shape[2:]
     if height != width or height > _WEIGHT_EDGE:
         found = _torch_backward(_last(grad), _last(x), _weight_fake(grad, x, shape, False), [False, True, False])
@@ -114,5 +114,5 @@ _conv_transpose = register("conv_transpose4x4", "(Tensor x, Tensor weight, Tenso
                            backward=_backward)
 _grad_input = register("conv_transpose4x4_grad_input", "(Tensor grad, Tensor weight) -> Tensor", _input_implementation, _input_fake,
                        setup_context=lambda ctx, inputs, output: None, backward=once_only("conv_transpose4x4"))
-_grad_weight = register("conv_transpose4x4_grad_weight", "(Tensor grad, Tensor x, SymInt[] shape, bool wide) -> Tensor", _weight_implementation, _weight_fake,
+_grad_weight = register("conv_transpose4x4_grad_weight", "(Tensor grad, Tensor x, SymInt[] shape, bool wide=False) -> Tensor", _weight_implementation, _weight_fake,
                         setup_context=lambda ctx, inputs, output: None, backward=once_only("conv_transpose4x4"))

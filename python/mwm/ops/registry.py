@@ -29,7 +29,8 @@ def register(
 
     Args:
         name: Name of the op inside the namespace ``mwm``.
-        schema: Arguments and results, e.g. ``"(Tensor x, str backend) -> Tensor"``.
+        schema: Arguments and results, e.g. ``"(Tensor x, str backend) -> Tensor"``. A new argument comes last and has a default:
+            compilers keep calls of before on disk.
         implementation: Runs the op on real tensors.
         fake: Returns empty outputs of the same shape, dtype and strides.
         setup_context: Saves what `backward` needs, as in ``torch.library.register_autograd``.

@@ -180,7 +180,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[0]:
         grad_x = _grad_input(grad, weight, *plan, x.shape[2], ctx.backend)
     if ctx.needs_input_grad[1]:
-        grad_weight = _grad_weight(grad, x, *plan, list(weight.shape[2:]), rounds(x, weight), ctx.backend)
+        grad_weight = _grad_weight(grad, x, *plan, list(weight.shape[2:]), ctx.backend, rounds(x, weight))
     if ctx.needs_input_grad[2]:
         grad_bias = _grad_bias(grad, ctx.backend)
     return grad_x, grad_weight, grad_bias, None, None, None, None, None
@@ -223,19 +223,19 @@ def _input_implementation(
 
 
 def _weight_fake(
-    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], wide: bool, backend: str
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str, wide: bool = False
 ) -> Tensor:
     shape = (grad.shape[1], x.shape[1] // geometry[7], *kernel)
     return torch.empty(shape, dtype=torch.float32 if wide else grad.dtype, device=grad.device, memory_format=torch.channels_last)
 
 
 def _weight_implementation(
-    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], wide: bool, backend: str
+    grad: Tensor, x: Tensor, active: Tensor, coords: Tensor, slots: Tensor, geometry: list[int], kernel: list[int], backend: str, wide: bool = False
 ) -> Tensor:
     shape = (grad.shape[1], x.shape[1] // geometry[7], *kernel)
     way = tile_conv_gpu.choose("grad_weight", backend, x, shape, slots, geometry, grad.shape[2])
     own = way == "cpu" and not depthwise(shape, geometry[7])
-    out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, wide and own, backend)
+    out = _weight_fake(grad, x, active, coords, slots, geometry, kernel, backend, wide and own)
     if way == "reference":
         out.copy_(reference_conv.grad_weight(grad, x, active, geometry, kernel))
     elif way != "cpu":
@@ -298,7 +298,7 @@ _grad_input = register(
 )
 _grad_weight = register(
     "tile_conv_grad_weight",
-    "(Tensor grad, Tensor x, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt[] kernel, bool wide, str backend) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor active, Tensor coords, Tensor slots, SymInt[] geometry, SymInt[] kernel, str backend, bool wide=False) -> Tensor",
     _weight_implementation,
     _weight_fake,
     setup_context=lambda ctx, inputs, output: None,
