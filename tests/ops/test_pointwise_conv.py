@@ -97,7 +97,7 @@ def test_what_follows_may_write_into_the_result() -> None:
 @pytest.mark.parametrize("change", [lambda w, b: (w.double(), b), lambda w, b: (w[:, :65], b), lambda w, b: (w, b[:63]), lambda w, b: (w, b.double())])
 def test_what_does_not_fit_is_refused_as_torch_refuses_it(change: Callable) -> None:
     x, weight, bias = torch.randn(40, 96, 1, 1).contiguous(memory_format=torch.channels_last), torch.randn(64, 96, 1, 1), torch.randn(64)
-    rows = x.permute(2, 1, 0, 3)  # as they are handed on
+    rows = x.permute(2, 1, 3, 0)  # as they are handed on
     with pytest.raises(RuntimeError) as want:
         F.conv2d(rows, *change(weight, bias))
     with pytest.raises(RuntimeError) as found:

@@ -22,9 +22,10 @@ class Own(NamedTuple):
     grad_weight: bool
 
 
-# Zen 4, 2 threads, oneDNN 3.x through torch 2.14. As one image, rows in a line: many tiny images cost oneDNN up to three times as much
-# (2048 -> 512 at t = 1: 30 against 87 GFLOP/s a thread); at t = 8 in float32 the tiles as they are win by 5 %.
-ROWS_UP_TO = {torch.float32: 4, torch.float64: 4, torch.float16: 4, torch.bfloat16: 1 << 30}
+# Zen 4, 2 threads, oneDNN 3.x through torch 2.14. The rows lie in memory one after the other, so any factors of their number may stand for height
+# and width. As one image of few long rows, t * t by T: many tiny images cost oneDNN up to three times as much (2048 -> 512 at t = 1: 30 against
+# 87 GFLOP/s a thread), and many short rows up to a tenth (64 -> 256 at t = 8, both gradients of 160 tiles: 5.90 ms as tiles, 5.92 as T by t * t,
+# 5.32 as t * t by T; 128 -> 512 at t = 4: 4.04, 4.02, 3.75; forward and in bfloat16 within 3 %).
 
 # ms with torch / with the core, by rows (tiles times t * t), at t = 1:
 #   float32 forward, 512 -> 2048: 96 rows 1.40 / 1.30, 160 2.39 / 1.97, 340 3.93 / 4.07, 640 9.0 / 7.0, 1360 13.8 / 16.6;
@@ -66,9 +67,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         return F.conv2d(x, weight, bias)
     autocast = torch.is_autocast_enabled("cpu")
     kind = torch.get_autocast_dtype("cpu") if autocast and x.dtype != torch.float64 else x.dtype
-    if edge > ROWS_UP_TO.get(kind, 4):
-        return F.conv2d(x, weight, bias)
-    rows = x.permute(0, 2, 3, 1).view(1, tiles, edge * edge, channels).permute(0, 3, 1, 2)
+    rows = x.permute(0, 2, 3, 1).view(1, edge * edge, tiles, channels).permute(0, 3, 1, 2)
     own = _own(kind, tiles, edge, weight) if _fits(x, weight, bias, kind, autocast) else _TORCH
     if own == _TORCH:
         out = F.conv2d(rows, weight, bias)
@@ -107,7 +106,7 @@ def _own(kind: torch.dtype, tiles: int, edge: int, weight: Tensor) -> Own:
 
 
 class _Rows(torch.autograd.Function):
-    """conv2d of [1, C, T, t * t], each product from where `Own` says. The weight in the dtype of rows or in another that autocast casts."""
+    """conv2d of [1, C, t * t, T], each product from where `Own` says. The weight in the dtype of rows or in another that autocast casts."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, own: Own) -> Tensor:
@@ -148,7 +147,7 @@ def _plan_of_rows(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _as_tiles(rows: Tensor) -> Tensor:
-    """[1, C, T, t * t] -> [T * t * t, C, 1, 1]"""
+    """[1, C, t * t, T] -> [T * t * t, C, 1, 1]"""
     return rows.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, rows.shape[1], 1, 1)
 
 
@@ -157,7 +156,7 @@ _GEOMETRY = [1, 1, 1, 0, 0, 0, 0, 1]
 
 
 def _product(kernel: str, rows: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
-    """rows times weight (forward) or its transpose (grad_input). [1, K or C, T, t * t]"""
+    """rows times weight (forward) or its transpose (grad_input). [1, K or C, t * t, T]"""
     tiles, room = _as_tiles(rows), _workspace(weight, 1)
     width = weight.shape[0 if kernel == "tile_conv_forward" else 1]
     # Made in the shape that is returned: autograd lets nobody write to a view that was made inside a Function.
