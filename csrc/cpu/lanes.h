@@ -72,7 +72,6 @@ inline void store_lanes(E* to, typename Simd<T>::Vector x, Lanes<T> lanes) {
 // The numbers that E has for these.
 template <class E>
 inline FloatVector rounded(FloatVector x) {
-  if constexpr (__is_same(E, float)) return x;
   const Lanes<float> all(kLanes<float>);
   E values[kLanes<float>];
   store_lanes(values, x, all);

@@ -39,7 +39,7 @@ def batch_moments(
     summed from the mean of the first rows of a share, so a mean far from zero costs no digits of the variance.
     """
     _check_map("batch_moments", x)
-    if x.shape[0] * x.shape[2] * x.shape[3] < 2:
+    if _positions(x) < 2:
         raise ValueError(f"batch_moments: x must have two positions or more, got {list(x.shape)}.")
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_moments: running_mean and running_var must both be given or both be None.")
@@ -115,9 +115,9 @@ def batch_norm(
         raise ValueError(
             f"batch_norm: residual must be {x.dtype} {list(x.shape)} as x, got {residual.dtype} {list(residual.shape)}. Cast or slice it."
         )
-    wide = _wide(x)
+    wide, channels = _wide(x), (x.shape[1],)
     for name, row in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias)):
-        if row is not None and row.shape != (x.shape[1],):
+        if row is not None and row.shape != channels:
             raise ValueError(f"batch_norm: {name} must be [C] with C = {x.shape[1]} (the channels of x), got {list(row.shape)}.")
     name = resolve("batch_norm", backend or "", x)
     if name == "reference":
@@ -206,12 +206,19 @@ def _check_map(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}: x must be [N, C, H, W], got {list(x.shape)}.")
 
 
+def _positions(x: Tensor) -> int:
+    count, _, height, width = x.shape
+    return count * height * width
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _row(row: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if row is None else row.to(dtype).contiguous()
+    if row is None or (row.dtype == dtype and row.is_contiguous()):
+        return row
+    return row.to(dtype).contiguous()
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -220,8 +227,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _sums(x: Tensor) -> Tensor:
     """Room for the sums of fixed shares of the rows; their number depends on shapes alone, and is even, for two threads that read whole rows."""
-    rows = x.shape[0] * x.shape[2] * x.shape[3]
-    splits = next((n for n, least in ((16, 8192), (8, 4096), (4, 2048), (2, 128)) if rows >= least), 1)
+    rows = _positions(x)
+    splits = 16 if rows >= 8192 else 8 if rows >= 4096 else 4 if rows >= 2048 else 2 if rows >= 128 else 1
     return torch.empty((splits, 2, x.shape[1]), dtype=torch.float64)
 
 
