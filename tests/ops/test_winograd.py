@@ -32,6 +32,7 @@ def any_channels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return getattr(_core, name)
 
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "LEAST_SQUARES_AT_2", 0)
     monkeypatch.setattr(winograd.native, "core", Listed)
     return calls
 
@@ -167,6 +168,7 @@ def test_the_table_leaves_to_the_direct_kernel_what_it_does_better() -> None:
 
     assert choice((160, 64, 8, 8), 64) == choice((160, 256, 2, 2), 256) == 2
     assert choice((160, 256, 2, 2), 256, weight=True) == choice((160, 512, 1, 1), 512) == 0
+    assert choice((96, 256, 2, 2), 256) == 0 and choice((24, 128, 4, 4), 128) == 2
     assert choice((160, 16, 8, 8), 64) == choice((160, 64, 8, 8), 64, torch.float64) == 0
     assert choice((160, 64, 8, 8), 64, geometry=[2, *plain[1:]]) == choice((160, 64, 8, 8), 64, geometry=[*plain[:7], 2]) == 0
     assert choice((8, 192, 56, 56), 192, torch.bfloat16) == 4

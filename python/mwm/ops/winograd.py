@@ -17,6 +17,8 @@ from . import native
 LEAST_CHANNELS = 24
 # Filters a square of m = 4 may share at most: transformed filters are written and read again at memory's pace.
 MOST_FILTERS_PER_SQUARE = 512
+# Squares from which on tiles of edge 2 are worth the filters' transform: the direct kernel skips their hidden neighbours, of which they have most.
+LEAST_SQUARES_AT_2 = 160
 PLAIN = [1, 1, 1, 1, 1, 1, 1, 1]  # stride, dilation, padding, groups: ops/conv_geometry.py
 
 
@@ -37,8 +39,10 @@ def square_edge(like: Tensor, weight_shape: Sequence[int], geometry: Sequence[in
     if kernel != [3, 3] or list(geometry) != PLAIN or min(channels, filters) < LEAST_CHANNELS:
         return 0
     height, width = like.shape[2:]
-    if like.dtype == torch.float32 and min(height, width) >= (4 if weight_gradient else 2):
-        return 2
+    if like.dtype == torch.float32 and min(height, width) >= 2:
+        small = min(height, width) < 4
+        squares = like.shape[0] * -(-height // 2) * -(-width // 2)
+        return 0 if small and (weight_gradient or squares < LEAST_SQUARES_AT_2) else 2
     if like.dtype in (torch.bfloat16, torch.float16) and min(height, width) >= 8:
         squares = like.shape[0] * -(-height // 4) * -(-width // 4)
         return 4 if channels * filters <= MOST_FILTERS_PER_SQUARE * squares else 0
