@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .csv_cells import file_cell, text_cell
+
 
 class SkippedFiles:
     """A list of (relative name, reason). Names appear on the terminal and in local CSVs, nowhere else."""
@@ -38,7 +40,7 @@ class SkippedFiles:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *self.rows])
+                csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *((file_cell(name), text_cell(reason)) for name, reason in self.rows)])
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

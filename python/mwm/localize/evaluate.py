@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mwm.data import DataError, MaskFolder, ReadSettings, Record, match_size, open_regions, read_record_mask
+from mwm.data.csv_cells import file_cell
 from mwm.data.geometry import fit
 from mwm.data.image import decode
 from mwm.data.mask_metrics import mean_with_interval, pair_figures, pointing_hit
@@ -99,7 +100,7 @@ class Evaluation:
         with Path(path).open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", *FIGURES])
-            writer.writerows([row["file"], *("" if row[name] != row[name] else f"{row[name]:.6g}" for name in FIGURES)] for row in self.rows)
+            writer.writerows([file_cell(row["file"]), *("" if row[name] != row[name] else f"{row[name]:.6g}" for name in FIGURES)] for row in self.rows)
 
     def examples(self, count: int = 3) -> dict[str, list[int]]:
         """Rows of the best, median and worst Dice, of images whose mask is not empty."""

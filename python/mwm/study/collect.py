@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.study.detections import Detections, read_detections
 from mwm.study.endpoints import Answers
 from mwm.study.errors import StudyError
@@ -219,18 +220,20 @@ def _answers(path: Path, fold: int, patients: Mapping[str, str], found: Collecte
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         rows = [row for row in reader if row.get("split") == "test"]
-    strangers = [row["file"] for row in rows if row["file"] not in patients]
+    known = {file_cell(name): name for name in patients}
+    strangers = [row["file"] for row in rows if row["file"] not in known]
     if strangers:
         raise StudyError(f"collect: test predictions of {where} must be of the images that fold {fold} tests, got {len(strangers)} others (the first is {strangers[0]!r}). "
                          "A model must not be tested on what it may have seen; remove the cell and run it again.")
-    names = tuple(row["file"] for row in rows)
+    names = tuple(known[row["file"]] for row in rows)
     base = (names, np.full(len(rows), fold), tuple(patients[name] for name in names))
     classes = tuple(column[2:] for column in columns if column.startswith("p_"))
     if classes:
         if found.classes.setdefault(data, classes) != classes:
             raise StudyError(f"collect: all cells of {data} must have the classes {', '.join(found.classes[data])}, got {', '.join(classes)} in {where}. Remove the cell.")
+        cells = [text_cell(name) for name in classes]
         scores = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
-        yield "", Answers(*base, np.array([classes.index(row["label"]) for row in rows]), scores)
+        yield "", Answers(*base, np.array([cells.index(row["label"]) for row in rows]), scores)
     for name in _MASKS:
         if name in columns:
             yield name, Answers(*base, np.zeros(0, dtype=np.int64), np.array([float(row[name]) if row[name] else math.nan for row in rows]))

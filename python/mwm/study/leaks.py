@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mwm.data import UnreadableImage
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.data.records import Record
 from mwm.data.signature import NEAR_IDENTICAL, Pair, look_alikes, signature
 from mwm.study.errors import StudyError
@@ -131,6 +132,6 @@ def write_pairs(path: Path, data: Indexed, pairs: Sequence[Pair]) -> None:
     if not pairs:
         return
     buffer = io.StringIO()
-    rows = [(data.rows[p.first].file, data.rows[p.first].label, data.rows[p.second].file, data.rows[p.second].label, f"{p.likeness:.4f}") for p in pairs]
+    rows = [(*(cell for row in (data.rows[p.first], data.rows[p.second]) for cell in (file_cell(row.file), text_cell(row.label))), f"{p.likeness:.4f}") for p in pairs]
     csv.writer(buffer, lineterminator="\n").writerows([("first", "first_label", "second", "second_label", "likeness"), *rows])
     write_text(path, buffer.getvalue())

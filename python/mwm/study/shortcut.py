@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mwm.data import ReadSettings, Record, read_image, read_list
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.study.endpoints import Answers
 from mwm.study.errors import StudyError
 from mwm.train.checkpoint import write_text
@@ -106,6 +107,7 @@ def write_shortcut(result: Shortcut, path: str | Path) -> Path:
     writer.writerow(["file", "fold", "split", "label", "predicted", *(f"p_{name}" for name in result.classes)])
     for k, name in enumerate(result.answers.file):
         row = result.answers.scores[k]
-        writer.writerow([name, int(result.answers.fold[k]), "test", result.classes[int(result.answers.truth[k])], result.classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+        true, found = text_cell(result.classes[int(result.answers.truth[k])]), text_cell(result.classes[int(row.argmax())])
+        writer.writerow([file_cell(name), int(result.answers.fold[k]), "test", true, found, *(f"{p:.6f}" for p in row)])
     write_text(Path(path), buffer.getvalue())
     return Path(path)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mwm import masking
 from mwm.data import JointTransform, PretrainDataset, ReadSettings, Record, UnreadableImage, open_regions, read_list
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.checkpoint import write_text
 from mwm.train.config import PretrainConfig, TrainError
 from mwm.train.export import Preprocessing
@@ -71,7 +72,7 @@ class Prepared:
         """skipped.csv: file, reason."""
         if self.skipped:
             buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="\n").writerows([("file", "reason"), *self.skipped])
+            csv.writer(buffer, lineterminator="\n").writerows([("file", "reason"), *((file_cell(name), text_cell(reason)) for name, reason in self.skipped)])
             write_text(run / "skipped.csv", buffer.getvalue())
 
     def report_skipped(self) -> None:

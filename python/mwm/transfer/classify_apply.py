@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mwm.data import ReadSettings, SkippedFiles, read_list
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.export import full_model, refuse_larger
 from mwm.transfer.config import TransferError
 from mwm.transfer.fit import pick_device
@@ -69,7 +70,7 @@ def predict_classes(results: str | Path, images: str | Path, out: str | Path, *,
                 cases = CaseImages([case for case in part if case.record.name in decoded], decoded, stored.preprocessing, place)
                 for x, _, rows in cases.batches(batch_size):
                     for k, row in zip(rows.tolist(), answer(x).cpu(), strict=True):
-                        writer.writerow([cases.cases[k].record.name, stored.classes[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())])
+                        writer.writerow([file_cell(cases.cases[k].record.name), text_cell(stored.classes[int(row.argmax())]), *(f"{p:.6f}" for p in row.tolist())])
                 bar.update(len(part))
             bar.close()
         if len(skipped) == len(records):

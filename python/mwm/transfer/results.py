@@ -21,6 +21,7 @@ from torch import Tensor
 import mwm
 from mwm import view
 from mwm.data import SkippedFiles
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig
 from mwm.transfer.labelled import SPLITS, Labelled
@@ -147,7 +148,8 @@ def _write_predictions(path: Path, data: Labelled, outcome: Outcome) -> None:
         writer.writerow(["file", "split", "label", "predicted", *(f"p_{name}" for name in data.classes)])
         for split in ("val", "test"):
             for case, row in zip(data.of(split), outcome.probabilities[split], strict=True):
-                writer.writerow([case.record.name, split, data.classes[case.label], data.classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+                true, found = text_cell(data.classes[case.label]), text_cell(data.classes[int(row.argmax())])
+                writer.writerow([file_cell(case.record.name), split, true, found, *(f"{p:.6f}" for p in row)])
 
 
 def summary(figures: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mwm import view
 from mwm.data import DataError, ReadSettings, Record, SkippedFiles, UnreadableImage, read_list
+from mwm.data.csv_cells import file_cell
 from mwm.data.image import decode
 from mwm.data.masks import stem_of
 from mwm.data.volumes import is_volume, write_volume
@@ -198,7 +199,7 @@ class _Writer:
         labels, chances = answer
         ending = ".png" if not (record.frame and is_volume(record.path)) else record.path.name[len(stem_of(record.path.name)):]
         counts = np.bincount(labels.ravel(), minlength=len(self.classes.names) + 1)[1:]
-        self.rows.append([record.name, f"masks/{place}{ending}", *counts.tolist(), f"{1 - chances[0].min():.6f}"])
+        self.rows.append([file_cell(record.name), f"masks/{place}{ending}", *counts.tolist(), f"{1 - chances[0].min():.6f}"])
 
     def picture(self, record: Record, labels: NDArray, chances: NDArray) -> None:
         name = record.name if record.frame is None else record.name.rpartition("#")[0]

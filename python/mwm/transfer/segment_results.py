@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mwm import view
 from mwm.data import ReadSettings, SkippedFiles, read_image
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig
 from mwm.transfer.fit import Fitted
@@ -71,7 +72,7 @@ def write_predictions(path: Path, data: Labelled, classes: MaskClasses, rows: Ma
             for case, row in zip(data.of(split), found, strict=True):
                 by_class = [figures["dice"] if figures else math.nan for figures in row["by_class"]] if several else []
                 numbers = [row[name] for name in FIGURES], row["pointing"]
-                writer.writerow([case.record.name, split, data.classes[case.label] if case.label >= 0 else "", *map(_cell, numbers[0]), _cell(numbers[1]),
+                writer.writerow([file_cell(case.record.name), split, text_cell(data.classes[case.label]) if case.label >= 0 else "", *map(_cell, numbers[0]), _cell(numbers[1]),
                                  row["truth_pixels"], row["predicted_pixels"], *map(_cell, by_class)])
 
 
