@@ -86,9 +86,9 @@ def test_second_derivatives_go_through_the_recomputed_map() -> None:
 
 def test_hooks_of_the_caller_come_first() -> None:
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
         chain()(mwm.pack(torch.randn(2, 3, 16, 24), ACTIVE))
-    assert kept.count(torch.Size([int(ACTIVE.sum()), 8, 8, 8])) >= 4, "both norms' inputs and outputs"
+    assert kept.count(int(ACTIVE.sum()) * 8 * 8 * 8) >= 4, "both norms' inputs and outputs"
 
 
 def test_a_maps_gradient_is_packed_when_its_layers_turn_comes_in_backward() -> None:

@@ -114,7 +114,7 @@ def norm_over_channels(function: Callable, args: tuple, kwargs: dict) -> Packed:
     """Layer norm and RMS norm whose normalised axes are the last ones and all channels."""
     x = settled(function, args[0])
     shape = _given(args, kwargs, 1, "normalized_shape")
-    if set(x._axes[len(x._axes) - len(shape) :]) != {"C"}:
+    if x._axes[-len(shape) :].strip("C"):
         raise refuse(function, f"the last {len(shape)} of the axes {x._axes} are not all channels", "Normalise over channels, last.")
     return x._like(function(x._data, *args[1:], **kwargs))
 
