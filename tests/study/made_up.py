@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.study.folds import Folds, write_folds
 
 ARMS = {"uniform": (0.0, 0.6, 40.0), "region": (0.9, 0.6, 41.0), "shuffled": (0.1, 0.6, 41.0), "uniform60": (0.3, 0.59, 45.0), "scratch": (-0.6, None, None)}
@@ -61,11 +62,12 @@ def study(out: Path, index: Path, *, arms: dict[str, tuple[float, float | None, 
                     scores = np.exp(np.eye(len(made.classes))[sign] * (1 + quality + effect) + generator.normal(0, 0.6, len(made.classes)))
                     values.append(float(np.clip(0.6 + 0.1 * quality + 0.1 * effect + generator.normal(0, 0.05), 0, 1)))
                     dice = values[-1]
-                    lines.append([row["file"], "test", row["label"], *([made.classes[int(scores.argmax())], *(f"{p:.6f}" for p in scores / scores.sum())] if task != "segment" else
-                                                                       [f"{dice:.6f}", f"{dice / (2 - dice):.6f}", f"{dice:.6f}", f"{20 * (1 - dice):.3f}"])])
+                    figures = [f"{dice:.6f}", f"{dice / (2 - dice):.6f}", f"{dice:.6f}", f"{20 * (1 - dice):.3f}"]
+                    answer = [text_cell(made.classes[int(scores.argmax())]), *(f"{p:.6f}" for p in scores / scores.sum())]
+                    lines.append([file_cell(row["file"]), "test", text_cell(row["label"]), *(figures if task == "segment" else answer)])
                 header = ["file", "split", "label", *(["predicted", *(f"p_{c}" for c in made.classes)] if task != "segment" else ["dice", "iou", "nsd", "hd95"])]
                 with (cell / task / "predictions.csv").open("w", newline="") as file:
-                    csv.writer(file).writerows([header, [rows[0]["file"], "val", rows[0]["label"], *["0.5"] * (len(header) - 3)], *lines])
+                    csv.writer(file).writerows([header, [file_cell(rows[0]["file"]), "val", text_cell(rows[0]["label"]), *["0.5"] * (len(header) - 3)], *lines])
                 right = float(np.mean([line[2] == line[3] for line in lines])) if task != "segment" else float(np.mean(values))
                 test = {"accuracy" if task != "segment" else "dice": {"value": right, "low": None, "high": None}, "images": len(rows),
                         "patients": len({r["patient"] for r in rows})}

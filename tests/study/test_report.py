@@ -69,6 +69,15 @@ def test_the_primary_contrast_is_left_alone_and_the_others_are_corrected(finishe
     assert all(row.verdict in ("not decided", "not decided after correction", "equivalent in practice") for row in others if row.p_holm >= 0.05)
 
 
+def test_names_that_a_spreadsheet_would_compute_are_reported_like_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study(out, data_set(tmp_path / "toy", classes=("=cyst", "scar")), name="toy")
+    report(_config(), out, rounds=100)
+    answers = _rows(out / "shortcut/toy.csv")
+    assert {row["label"] for row in answers} == {"'=cyst", "scar"} and "./=cyst_0_0.png" in {row["file"] for row in answers}
+    assert "=cyst_0_0.png" in collect(out).answers[("toy", "region", "classify", "")].file
+
+
 def test_the_report_says_what_each_row_rests_on(out: Path) -> None:
     (out / "cells/toy/uniform60/3/cell.json").unlink()  # killed before its last task
     facts = out / "cells/toy/shuffled/2/cell.json"

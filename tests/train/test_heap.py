@@ -36,7 +36,7 @@ print(mapped >> 20, ask().field8 >> 20)
 def _heap(how: str) -> tuple[int, int]:
     """MiB that a block of 64 MiB had mapped for itself, and MiB that the heap held free once the block was freed."""
     said = subprocess.run([sys.executable, "-c", HEAP, how], capture_output=True, text=True, check=True).stdout
-    if not said[0].isdigit():
+    if said.startswith("no"):
         pytest.skip(f"another C library than glibc ({said.strip()})")
     mapped, free = map(int, said.split())
     return mapped, free

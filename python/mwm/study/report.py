@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mwm import view
+from mwm.data.csv_cells import file_cell, text_cell
 from mwm.study.analysis import Plan, differences, figures
 from mwm.study.collect import Collected, collect, write_answers, write_rows
 from mwm.study.config import StudyConfig
@@ -90,9 +91,11 @@ def _shortcut(root: Path, data: str, found: Collected) -> Answers:
         reader = csv.DictReader(file)
         classes = [column[2:] for column in reader.fieldnames or () if column.startswith("p_")]
         rows = list(reader)
-    fold = np.array([int(row["fold"]) for row in rows])
-    return Answers(tuple(row["file"] for row in rows), fold, tuple(found.folds[data].test[int(row["fold"])][row["file"]] for row in rows),
-                   np.array([classes.index(row["label"]) for row in rows]), np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows]))
+    fold, labels = [int(row["fold"]) for row in rows], [text_cell(name) for name in classes]
+    names = {k: {file_cell(name): name for name in held} for k, held in found.folds[data].test.items()}
+    files = tuple(names[k][row["file"]] for k, row in zip(fold, rows, strict=True))
+    return Answers(files, np.array(fold), tuple(found.folds[data].test[k][file] for k, file in zip(fold, files, strict=True)),
+                   np.array([labels.index(row["label"]) for row in rows]), np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows]))
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
