@@ -69,6 +69,15 @@ def test_the_primary_contrast_is_left_alone_and_the_others_are_corrected(finishe
     assert all(row.verdict in ("not decided", "not decided after correction", "equivalent in practice") for row in others if row.p_holm >= 0.05)
 
 
+def test_the_probe_beside_a_primary_fine_tuning_is_not_marked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study(out, data_set(tmp_path / "toy"), name="toy", tasks=("classify", "probe"))
+    report(_config(primary_endpoints={"toy": "classify/auroc"}), out, rounds=100)
+    tables = (out / "report" / "tables.md").read_text().split("\n### ")
+    headers = {name: next(table for table in tables if table.startswith(f"toy: classification, {name}")).splitlines()[2] for name in ("fine-tuned", "linear probe")}
+    assert "AUROC (primary)" in headers["fine-tuned"] and "(primary)" not in headers["linear probe"]
+
+
 def test_names_that_a_spreadsheet_would_compute_are_reported_like_others(tmp_path: Path) -> None:
     out = tmp_path / "out"
     study(out, data_set(tmp_path / "toy", classes=("=cyst", "scar")), name="toy")

@@ -77,8 +77,8 @@ def _arms(found: Collected, data: str, task: str, rows: Sequence[ArmFigure]) -> 
     endpoints = [endpoint for endpoint in SHOWN[task] if any(row.endpoint == endpoint for row in rows)]
     arms = list(dict.fromkeys(row.arm for row in rows))
     arms.sort(key=lambda arm: arm == SHORTCUT)
-    marked = {row.endpoint: row.kind for row in rows}
-    header = ["arm", "regions", *(NAMES[e] + (" (primary)" if marked[e] == PRIMARY else "") for e in endpoints), f"folds: {NAMES[endpoints[0]]}", "images / patients / folds"]
+    marked = {row.endpoint for row in rows if row.kind == PRIMARY and row.arm != SHORTCUT}  # that row is of fine-tuning, also beside a probe
+    header = ["arm", "regions", *(NAMES[e] + (" (primary)" if e in marked else "") for e in endpoints), f"folds: {NAMES[endpoints[0]]}", "images / patients / folds"]
     body = []
     for arm in arms:
         held = {row.endpoint: row for row in rows if row.arm == arm}
