@@ -132,6 +132,7 @@ def write_pairs(path: Path, data: Indexed, pairs: Sequence[Pair]) -> None:
     if not pairs:
         return
     buffer = io.StringIO()
-    rows = [(*(cell for row in (data.rows[p.first], data.rows[p.second]) for cell in (file_cell(row.file), text_cell(row.label))), f"{p.likeness:.4f}") for p in pairs]
+    named = [(file_cell(row.file), text_cell(row.label)) for row in data.rows]
+    rows = [(*named[p.first], *named[p.second], f"{p.likeness:.4f}") for p in pairs]
     csv.writer(buffer, lineterminator="\n").writerows([("first", "first_label", "second", "second_label", "likeness"), *rows])
     write_text(path, buffer.getvalue())
