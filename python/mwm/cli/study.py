@@ -4,8 +4,12 @@
   mwm study studies/cpu.yaml --root DATA --out STUDY --dry-run
   mwm study studies/cpu.yaml --root DATA --out STUDY --budget 2h --workers 2
   mwm study --report --out STUDY
+  mwm study --pack CELLS.zip --out STUDY
+  mwm study studies/cpu.yaml --root DATA --out OTHER --unpack CELLS.zip
 
-The same command goes on where it was interrupted. STUDY/report holds results.csv, tables and plots.
+The same command goes on where it was interrupted. STUDY/report holds results.csv, tables and plots. An archive
+holds what tables are made from, images and patients as numbers; with the data the study goes on from it on another machine, without it (no
+CONFIG) the same tables can be made again.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="TEXT", default="", help="cells whose name DATA/ARM/FOLD contains this")
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights for the arm imagenet (safetensors, or a state dict of torch.save)")
     parser.add_argument("--report", action="store_true", help="write the tables of what is done, and run nothing")
+    parser.add_argument("--pack", metavar="FILE", help="write what is done into one ZIP without names of images and patients, and run nothing")
+    parser.add_argument("--unpack", metavar="FILE", help="put the cells of such a ZIP into STUDY, and run nothing")
 
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
@@ -34,18 +40,30 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     import os
     from pathlib import Path
 
-    from mwm.study.command import StudyOptions, study, write_report
+    from mwm.study.archive import pack, unpack
+    from mwm.study.command import StudyOptions, folds_of, study, write_report
     from mwm.study.config import StudyConfig
 
+    if sum(map(bool, (options.report, options.pack, options.unpack, options.dry_run))) > 1:
+        raise ValueError("study: one of --report, --pack, --unpack and --dry-run must be chosen, got more. Call the command once for each.")
+    stored = Path(options.out) / "study.yaml"
+    if (options.report or options.pack) and not stored.is_file() and (options.pack or options.config is None):
+        raise ValueError(f"study: out must be the folder of a study, got {options.out}, which has no study.yaml. Give {'' if options.pack else 'the CONFIG, or '}another --out.")
     if options.report:
-        stored = Path(options.out) / "study.yaml"
-        if options.config is None and not stored.is_file():
-            raise ValueError(f"study: out must be the folder of a study, got {options.out}, which has no study.yaml. Give the CONFIG, or another --out.")
         print(write_report(StudyConfig.from_yaml(options.config or stored), Path(options.out)))
+        return 0
+    if options.pack:
+        print(f"{pack(options.out, options.pack)} cells in {options.pack}")
+        return 0
+    if options.unpack:
+        folds = None if options.config is None else folds_of(StudyConfig.from_yaml(options.config), Path(options.out), Path(options.root))
+        put, before = unpack(options.unpack, options.out, folds=folds)
+        print(f"{put} cells put into {options.out}{f', {before} were there before' if before else ''}; "
+              f"{'the same command without --unpack goes on' if options.config else '--report makes their tables'}")
         return 0
     if options.config is None:
         raise ValueError("study: CONFIG must be a YAML file, got none. Studies of the package are in the folder studies.")
-    settings = {name: value for name, value in vars(options).items() if name not in ("config", "report")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("config", "report", "pack", "unpack")}
     outcome = study(StudyConfig.from_yaml(options.config), StudyOptions(**settings))
     return 1 if outcome.failed and int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0
 

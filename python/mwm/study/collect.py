@@ -24,6 +24,7 @@ from mwm.study.endpoints import Answers
 from mwm.study.errors import StudyError
 from mwm.study.flops import dense_gflop
 from mwm.study.index import read_index
+from mwm.study.numbering import image_name
 from mwm.study.sources import ARMS, MAIN
 from mwm.study.sources import arm as arm_named
 from mwm.train.checkpoint import write_text
@@ -91,15 +92,13 @@ def read_fold_patients(folder: Path) -> FoldPatients:
     for path in sorted(folder.glob("*.csv")):
         if path.stem.isdigit():
             data = read_index(path)
-            test[int(path.stem)] = {_name(row): data.unit(k) for k, row in enumerate(data.rows) if row.split == "test"}
+            test[int(path.stem)] = {image_name(row): data.unit(k) for k, row in enumerate(data.rows) if row.split == "test"}
     if not test:
         raise StudyError(f"collect: folds must be in {folder}, got none. Run the study, or make them with write_folds.")
-    facts = json.loads((folder / "folds.json").read_text()) if (folder / "folds.json").is_file() else {}
+    facts = _json(folder / "folds.json")
+    if not isinstance(facts, dict):
+        raise StudyError(f"collect: {folder / 'folds.json'} must hold the facts of the folds, got {type(facts).__name__}. Remove it and run the study again.")
     return FoldPatients(test, facts)
-
-
-def _name(row: Any) -> str:
-    return row.file if row.frame is None else f"{row.file}#{row.frame}"
 
 
 def collect(out: str | Path) -> Collected:
@@ -183,7 +182,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     except ValueError as error:
-        raise StudyError(f"collect: {path} must be JSON, got something else. Remove its folder and run the cell again.") from error
+        raise StudyError(f"collect: {path} must be JSON, got something else. Remove its folder and run the study again.") from error
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:

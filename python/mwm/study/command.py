@@ -121,6 +121,17 @@ def write_report(config: StudyConfig, out: Path) -> Path:
         return report(config, out)
 
 
+def folds_of(config: StudyConfig, out: Path, root: Path) -> dict[str, Path]:
+    """The folder of the folds of every data set of a study, made where they are missing.
+
+    Raises:
+        StudyError: OUT belongs to another study, or a data set is not there.
+        DataError: a data set cannot be read.
+    """
+    _claim(config, out)
+    return {cell.data: out / "folds" / cell.data for cell in _cells(config, out, root, "")}
+
+
 def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
     """The cells of the data sets that `only` may mean, in order; makes their folds where they are missing."""
     counts = {}

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+STORED = "region_facts"
+"""Folder of facts that came with an archive, in place of regions that were made elsewhere."""
 COLUMNS = ("data_set", "fold", "regions", "kind", "dice", "missed", "empty", "overlap", "images")
 
 
 def region_facts(out: str | Path) -> list[dict[str, Any]]:
-    """Facts of every folder OUT/regions/DATA_SET/FOLD/NAME that has some.
+    """Facts of every folder OUT/regions/DATA_SET/FOLD/NAME that has some, and of regions that stayed elsewhere.
 
     Args:
         out: Folder of the study.
@@ -19,17 +21,26 @@ def region_facts(out: str | Path) -> list[dict[str, Any]]:
         By `COLUMNS`: mean Dice of cross-fitted regions against the masks, share of images whose region misses (Dice below 0.1), share of empty regions, and, of
         shuffled ones, the mean Dice between an image's own region and the one it got; None where it does not apply.
     """
-    rows = []
-    for path in sorted(Path(out).glob("regions/*/*/*/regions.json")):
+    rows, root = {}, Path(out)
+    for path in sorted(root.glob(f"{STORED}/*/*/*.json")):
+        stored = _json(path)
+        if path.parts[-2].isdigit() and stored:
+            key = (path.parts[-3], int(path.parts[-2]), path.stem)
+            rows[key] = {**dict(zip(COLUMNS[:3], key, strict=True)), **{name: stored.get(name) for name in COLUMNS[3:]}}
+    for path in sorted(root.glob("regions/*/*/*/regions.json")):
         data, fold, name = path.parts[-4:-1]
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        source = ((stored.get("meta") or {}).get("source") or {}) if isinstance(stored, dict) else {}
+        source = ((_json(path).get("meta") or {}).get("source") or {})
         if source and fold.isdigit():
             held = {key: source.get(key) for key in COLUMNS[3:]}
             if held["empty"] is not None:
                 held["empty"] = held["empty"] / max(1, source.get("regions") or 1)  # written down as a number of images
-            rows.append({"data_set": data, "fold": int(fold), "regions": name, **held})
-    return rows
+            rows[data, int(fold), name] = {"data_set": data, "fold": int(fold), "regions": name, **held}
+    return [rows[key] for key in sorted(rows)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}

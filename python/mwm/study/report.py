@@ -46,7 +46,7 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(found.rows, folder / "results.csv")
     write_answers(found, folder / "local")
-    shortcuts = {data: _shortcut(root, data, found) for data in found.folds if any(key[0] == data and key[3] == "" for key in found.answers)}
+    shortcuts = {data: shortcut_answers(root, data, found) for data in found.folds if needs_shortcut(found, data)}
     arms = figures(found, plan, shortcuts=shortcuts, rounds=rounds)
     contrasts = differences(found, plan, rounds=rounds)
     regions = region_facts(root)
@@ -81,7 +81,12 @@ def unfinished(config: StudyConfig, found: Collected) -> list[str]:
     return names
 
 
-def _shortcut(root: Path, data: str, found: Collected) -> Answers:
+def needs_shortcut(found: Collected, data: str) -> bool:
+    """Whether a data set was classified, so that its tables have a shortcut row."""
+    return any(key[0] == data and key[3] == "" for key in found.answers)
+
+
+def shortcut_answers(root: Path, data: str, found: Collected) -> Answers:
     """Answers of the shortcut classifier, kept in OUT/shortcut because they depend on the folds alone."""
     path = root / "shortcut" / f"{data}.csv"
     if not path.is_file():
