@@ -20,11 +20,12 @@ from mwm.cli import main
 from mwm.study.archive import pack, unpack
 from mwm.study.collect import collect
 from mwm.study.errors import StudyError
+from mwm.study.mask_facts import mask_facts
 from mwm.study.region_facts import region_facts
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 
-TABLES = ("results.csv", "arms.csv", "contrasts.csv", "regions.csv", "tables.md")
+TABLES = ("results.csv", "arms.csv", "contrasts.csv", "regions.csv", "masks.csv", "tables.md")
 SETTINGS = {"data": {"toy": {"index": "toy/index.csv", "prompt": "cyst"}}, "analysis": {"primary_endpoints": {"toy": "segment/dice"}},
             "blocks": [{"data": "toy", "arms": [*ARMS, "roi"], "tasks": ["classify", "segment"]}]}
 
@@ -44,6 +45,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     regions.mkdir(parents=True)
     (regions / "regions.json").write_text(json.dumps({"meta": {"source": {"kind": "supervised region source", "dice": 0.5, "missed": 0.25, "empty": 2, "regions": 8, "images": 8}},
                                                       "regions": {"cyst_0_1.png": {}}}))
+    drawn = folder / "out" / "mask_facts" / "toy" / "2" / "region.json"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_text(json.dumps({"data_set": "toy", "arm": "region", "fold": 2, "hidden": 0.5, "hidden_inside": 0.75, "patches_inside": 1.5, "patches": 4, "images": 8}))
     return folder
 
 
@@ -102,7 +106,8 @@ def test_the_same_tables_come_out_of_it(finished: Path, archive: Path, tmp_path:
     for name in TABLES:
         here, there = ((folder / "report" / name).read_text() for folder in (finished / "out", tmp_path / "there"))
         assert here.replace(f"{finished}/toy/cyst_0_1.png is damaged", "the message stayed with the study") == there, name
-    assert region_facts(tmp_path / "there") == region_facts(finished / "out") and len(region_facts(finished / "out")) == 1
+    for facts in (region_facts, mask_facts):
+        assert facts(tmp_path / "there") == facts(finished / "out") and len(facts(finished / "out")) == 1
     assert main(["study", "--pack", str(tmp_path / "again.zip"), "--out", str(tmp_path / "there")]) == 0
     assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
 

@@ -21,13 +21,16 @@ from mwm.study.cell_files import CELL, read_facts
 from mwm.study.collect import collect
 from mwm.study.config import TASKS, StudyConfig
 from mwm.study.errors import StudyError
+from mwm.study.mask_facts import STORED as MASK_FACTS
+from mwm.study.mask_facts import mask_facts
 from mwm.study.numbering import number_folds, only_detections, rename_coco, rename_csv
-from mwm.study.region_facts import STORED, region_facts
+from mwm.study.region_facts import STORED as REGION_FACTS
+from mwm.study.region_facts import region_facts
 from mwm.study.report import needs_shortcut, shortcut_answers
 from mwm.train.checkpoint import write_atomic, write_text
 
 _N = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_MEMBER = re.compile(rf"study\.yaml|folds/{_N}/(\d{{1,4}}\.csv|folds\.json)|shortcut/{_N}\.csv|{STORED}/{_N}/\d{{1,4}}/{_N}\.json|cells/{_N}/{_N}/\d{{1,4}}/"
+_MEMBER = re.compile(rf"study\.yaml|folds/{_N}/(\d{{1,4}}\.csv|folds\.json)|shortcut/{_N}\.csv|({REGION_FACTS}|{MASK_FACTS})/{_N}/\d{{1,4}}/{_N}\.json|cells/{_N}/{_N}/\d{{1,4}}/"
                      rf"(cell\.json|run/(config\.yaml|run\.json)|({'|'.join(TASKS)})/(metrics\.json|predictions\.csv|predictions\.json|ground_truth\.json))")
 _MOST, _LARGEST, _WHOLE = 50_000, 256 * 2**20, 2 * 2**30
 """Members, bytes of one, bytes of all: far more than a study has, far less than would fill a disk."""
@@ -61,8 +64,8 @@ def pack(out: str | Path, file: str | Path) -> int:
         if needs_shortcut(found, data):
             shortcut_answers(root, data, found)  # made where no table has asked for it yet
             members[f"shortcut/{data}.csv"] = rename_csv((root / "shortcut" / f"{data}.csv").read_text(encoding="utf-8"), folds.images)
-    for row in region_facts(root):
-        members[f"{STORED}/{row['data_set']}/{row['fold']}/{row['regions']}.json"] = json.dumps(row, indent=1) + "\n"
+    for stored, name, rows in ((REGION_FACTS, "regions", region_facts(root)), (MASK_FACTS, "arm", mask_facts(root))):
+        members |= {f"{stored}/{row['data_set']}/{row['fold']}/{row[name]}.json": json.dumps(row, indent=1) + "\n" for row in rows}
     cells = list(dict.fromkeys((row["data_set"], row["arm"], row["seed"]) for row in found.rows))
     for data, arm, seed in cells:
         name = f"cells/{data}/{arm}/{seed}"
@@ -222,7 +225,7 @@ def _put(temporary: Path, root: Path, names: Mapping[str, Mapping[str, str]]) ->
         if path.is_file() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, rename_csv(path.read_text(encoding="utf-8"), known))
-        for path in sorted((temporary / STORED / data).glob("*/*.json")):
+        for path in sorted(path for stored in (REGION_FACTS, MASK_FACTS) for path in (temporary / stored / data).glob("*/*.json")):
             target = root / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

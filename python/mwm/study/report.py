@@ -1,4 +1,4 @@
-"""The report of a study: results.csv, arms.csv, contrasts.csv, regions.csv, tables.md and the plots, from whatever cells are finished."""
+"""The report of a study: results.csv, arms.csv, contrasts.csv, regions.csv, masks.csv, tables.md and the plots, from whatever cells are finished."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mwm.study.analysis import Plan, differences, figures
 from mwm.study.collect import Collected, collect, write_answers, write_rows
 from mwm.study.config import StudyConfig
 from mwm.study.endpoints import Answers
+from mwm.study.mask_facts import mask_facts
 from mwm.study.plots import plots
 from mwm.study.region_facts import region_facts
 from mwm.study.shortcut import shortcut, write_shortcut
@@ -49,10 +50,10 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
     shortcuts = {data: shortcut_answers(root, data, found) for data in found.folds if needs_shortcut(found, data)}
     arms = figures(found, plan, shortcuts=shortcuts, rounds=rounds)
     contrasts = differences(found, plan, rounds=rounds)
-    regions = region_facts(root)
-    for name, rows in zip(("arms.csv", "contrasts.csv", "regions.csv"), (*as_rows(arms, contrasts), regions), strict=True):
+    regions, masks = region_facts(root), mask_facts(root)
+    for name, rows in zip(("arms.csv", "contrasts.csv", "regions.csv", "masks.csv"), (*as_rows(arms, contrasts), regions, masks), strict=True):
         _write(folder / name, rows)
-    write_text(folder / "tables.md", tables(found, arms, contrasts, regions=regions, unfinished=unfinished(config, found)))
+    write_text(folder / "tables.md", tables(found, arms, contrasts, regions=regions, masks=masks, unfinished=unfinished(config, found)))
     for name, chart in plots(found, plan, arms, contrasts).items():
         view.save(chart.image(), folder / f"{name}.png")
     return folder

@@ -17,8 +17,8 @@ TASKS = {"classify": "classification, fine-tuned", "probe": "classification, lin
 _LONG = {"hd95"}  # not in [0, 1]: fewer decimals
 
 
-def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence[Difference], *, regions: Sequence[Mapping[str, Any]] = (), unfinished: Sequence[str] = (),
-           title: str = "Results") -> str:
+def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence[Difference], *, regions: Sequence[Mapping[str, Any]] = (), masks: Sequence[Mapping[str, Any]] = (),
+           unfinished: Sequence[str] = (), title: str = "Results") -> str:
     """All tables of a study.
 
     Args:
@@ -26,6 +26,7 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
         figures: Of every arm.
         differences: The contrasts.
         regions: From `region_facts`.
+        masks: From `mask_facts`.
         unfinished: Cells that were planned and neither finished nor failed: DATA/ARM/FOLD.
         title: First line.
     """
@@ -43,6 +44,9 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
         known = [row for row in regions if row["data_set"] == data]
         if known:
             parts.append(f"### {data}: the regions\n\n{_region_table(known)}")
+        drawn = [row for row in masks if row["data_set"] == data]
+        if drawn:
+            parts.append(f"### {data}: what the masks hid\n\n{_mask_table(found.arms(data), drawn)}")
         parts.append(f"### {data}: what it cost\n\n{_cost(found, data)}")
     parts.append(f"## Cells that failed or were not run\n\n{_missing(found, unfinished)}")
     return "\n\n".join(parts) + "\n"
@@ -124,6 +128,17 @@ def _region_table(rows: Sequence[Mapping[str, Any]]) -> str:
         body.append([f"`{name}`", str(held[0]["kind"] or ""), str(len(held)), *(_plain(_mean(row[key] for row in held), 3) for key in ("dice", "missed", "empty", "overlap"))])
     return _table(header, body) + ("\n\nMeans over folds, of the training images. Missed: Dice below 0.1. The last column is what shuffling leaves of localisation, as anatomy "
                                    "lies where it lies: the nearer to 1, the less the contrast to `shuffled` can say.")
+
+
+def _mask_table(arms: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["arm", "folds", "patches hidden", "of the true region's area hidden", "patches that it covers"]
+    body = []
+    for name in [arm for arm in arms if any(row["arm"] == arm for row in rows)]:
+        held = [row for row in rows if row["arm"] == name]
+        body.append([f"`{name}`", str(len(held)), *(_plain(_mean(row[key] for row in held), 3) for key in ("hidden", "hidden_inside")),
+                     f"{_plain(_mean(row['patches_inside'] for row in held), 2)} of {held[0]['patches']}"])
+    return _table(header, body) + ("\n\nMeans over views of training images, crops included, whose masks were drawn again; views without a true region are left out. The masks of "
+                                   "the data set were read for this count alone. Arms whose second figure is alike hid alike of what matters, whatever they are called.")
 
 
 def cost(found: Collected, data: str) -> list[dict[str, Any]]:
