@@ -4,11 +4,12 @@
 #     bench/study_on_gpu.sh OUT
 #
 # Called again with the archive of the piece before, it goes on with the cells that are left. A piece begins no cell after LIMIT seconds and ends
-# those in flight; at 9 minutes a piece fits machines that are lent for 10. OUT gets cells.tgz (results of finished cells, no weights and no images),
-# study.log, workers.log, gpu.csv (load and memory over time) and environment.txt. The tables are made from cells.tgz by `mwm study --report`.
+# those in flight; at 9 minutes a piece fits machines that are lent for 10. OUT gets cells.tgz (results of finished cells and regions, no weights and no images),
+# cells.zip (`mwm study --pack`: what tables need, without names; small enough to keep beside them), study.log, workers.log, gpu.csv (load and memory over time)
+# and environment.txt. The tables are made from either: `tar -xzf` or `mwm study --unpack`, then `mwm study --report`.
 #
 # CONFIG: the study (default studies/main.yaml). DATA: folder of the data sets. STUDY: where it runs (default: a new temporary folder).
-# EARLIER: cells.tgz of earlier pieces. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
+# EARLIER: cells.tgz of earlier pieces, or their cells.zip where the other is lost: regions are then made anew, and tables say so where they came out otherwise. WORKERS: cells at a time (default 10). LIMIT: seconds (default 500). PYTHON: the interpreter.
 # MPS: 0 leaves out NVIDIA's multi-process service, a daemon of this script's own that ends with it. Without it processes take turns on the GPU, and
 # each of them spends its turn launching; that twelve cells at a time gained little by it is a guess (bench/NOTES.md), and MPS here is untried.
 # No encoder comes back: fifteen of ResNet-50 are 1.4 GB in float32, and a smaller export would be other weights. What pre-training made is there for
@@ -19,7 +20,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -eq 1 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
 PYTHON=${PYTHON:-python3} CONFIG=${CONFIG:-studies/main.yaml} WORKERS=${WORKERS:-10} LIMIT=${LIMIT:-500}
@@ -28,7 +29,11 @@ STUDY=${STUDY:-$(mktemp -d)}
 mkdir -p "$STUDY"
 [ -n "${SITE:-}" ] && export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
-if [ -n "${EARLIER:-}" ]; then tar -C "$STUDY" -xzf "$EARLIER" || exit 2; fi
+case "${EARLIER:-}" in
+  "") ;;
+  *.zip) "$PYTHON" -m mwm study "$CONFIG" --root "$DATA" --out "$STUDY" --unpack "$EARLIER" || exit 2 ;;
+  *) tar -C "$STUDY" -xzf "$EARLIER" || exit 2 ;;
+esac
 
 { date -u +'date %Y-%m-%dT%H:%M:%SZ'; git rev-parse HEAD 2>/dev/null; "$PYTHON" -m mwm info; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; } >"$OUT/environment.txt" 2>&1
 echo "seconds,gpu_percent,memory_mib" >"$OUT/gpu.csv"
@@ -47,5 +52,6 @@ cp "$STUDY/workers.log" "$OUT/workers.log" 2>/dev/null
 ( cd "$STUDY" && find cells -name cell.json -printf '%h\n' | sort >.finished
   tar -czf "$OUT/cells.tgz" --exclude='*.safetensors' --exclude='*.pt' --exclude='tensorboard' --exclude='*.png' -T .finished study.yaml folds/*/*.csv folds/*/folds.json \
     $([ -d regions ] && echo regions) )
+[ -s "$STUDY/.finished" ] && "$PYTHON" -m mwm study --pack "$OUT/cells.zip" --out "$STUDY" >>"$OUT/study.log" 2>&1
 tail -n 40 "$OUT/study.log"
 exit $CODE
