@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # import-mode importlib does not; drawn_regions.py is shared
 from drawn_regions import write_set
 
+from mwm.cli import main
 from mwm.masking import inside_grid
 from mwm.study.cell_files import Cell
 from mwm.study.cells import run_cell
@@ -40,8 +44,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_counts_are_those_of_the_views_that_were_trained_on(out: Path) -> None:
     """The hidden share by the run's own account and by this count are of the same masks: as many epochs, all images."""
-    import csv
-
     for row in mask_facts(out):
         with (out / "cells" / "drawn" / row["arm"] / "0" / "run" / "metrics.csv").open() as file:
             steps = [float(step["hidden_share"]) for step in csv.DictReader(file)]
@@ -94,6 +96,18 @@ def test_the_table_shows_them_and_keeps_them(out: Path) -> None:
     assert [row["arm"] for row in mask_facts(out)] == ["roi", "uniform60"]  # without the regions they cannot be drawn again
     (out / "moved").rename(out / "regions")
     assert mask_facts(out) == before
+
+
+def test_masks_drawn_ahead_are_those_of_the_runs(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(VALUES))
+    assert main(["study", str(config), "--root", str(out.parent), "--out", str(tmp_path / "ahead"), "--device", "cpu", "--only", "/0", "--masks"]) == 0
+    said = capsys.readouterr().out
+    assert "| `roi` | 1 |" in said and "drawn/scratch" not in said and not (tmp_path / "ahead" / "cells").exists()
+    for row in mask_facts(out):
+        assert json.loads((tmp_path / "ahead" / "mask_facts" / "drawn" / "0" / f"{row['arm']}.json").read_text()) == row
+    assert f"drawn/roi/0: {mask_facts(out)[0]['hidden']:.3f} of the patches hidden" in said
+    assert main(["study", str(config), "--out", str(tmp_path / "ahead"), "--masks", "--dry-run"]) == 2
 
 
 def test_data_without_masks_have_no_such_table(tmp_path: Path) -> None:

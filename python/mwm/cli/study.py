@@ -2,6 +2,7 @@
 
   mwm study studies/cpu.yaml --root DATA --out STUDY
   mwm study studies/cpu.yaml --root DATA --out STUDY --dry-run
+  mwm study studies/cpu.yaml --root DATA --out STUDY --masks
   mwm study studies/cpu.yaml --root DATA --out STUDY --budget 2h --workers 2
   mwm study --report --out STUDY
   mwm study --pack CELLS.zip --out STUDY
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each worker (default: shared out)")
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="begin no cell after this time, for example 2h, 90m or 500s; the first cells of the list are kept")
     parser.add_argument("--dry-run", action="store_true", help="time some twenty steps of every kind of cell, print the total, run nothing")
+    parser.add_argument("--masks", action="store_true", help="make the regions, print what the masks of each arm would hide of the true regions, train nothing")
     parser.add_argument("--only", metavar="TEXT", default="", help="cells whose name DATA/ARM/FOLD contains this")
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights for the arm imagenet (safetensors, or a state dict of torch.save)")
     parser.add_argument("--report", action="store_true", help="write the tables of what is done, and run nothing")
@@ -44,8 +46,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     from mwm.study.command import StudyOptions, folds_of, study, write_report
     from mwm.study.config import StudyConfig
 
-    if sum(map(bool, (options.report, options.pack, options.unpack, options.dry_run))) > 1:
-        raise ValueError("study: one of --report, --pack, --unpack and --dry-run must be chosen, got more. Call the command once for each.")
+    if sum(map(bool, (options.report, options.pack, options.unpack, options.dry_run, options.masks))) > 1:
+        raise ValueError("study: one of --report, --pack, --unpack, --dry-run and --masks must be chosen, got more. Call the command once for each.")
     stored = Path(options.out) / "study.yaml"
     if (options.report or options.pack) and not stored.is_file() and (options.pack or options.config is None):
         raise ValueError(f"study: out must be the folder of a study, got {options.out}, which has no study.yaml. Give {'' if options.pack else 'the CONFIG, or '}another --out.")

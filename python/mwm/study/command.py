@@ -15,10 +15,12 @@ from mwm.study.cell_files import Cell, finished, locked, pretrains_again, refuse
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.folds import write_folds
+from mwm.study.mask_facts import draw_ahead
 from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
 from mwm.study.same_time import needed, waiting
 from mwm.study.sources import arm
+from mwm.study.tables import mask_table
 from mwm.study.task_settings import refuse_changed, split_hashes
 from mwm.train.checkpoint import write_text
 from mwm.train.distributed import pick_device
@@ -37,6 +39,7 @@ class StudyOptions:
         threads: CPU threads of each worker; None shares them out.
         budget: seconds after which no cell is begun; None for no limit.
         dry_run: time 20 steps of every kind of cell and print the total, and run nothing.
+        masks: make the regions, draw the masks of every arm, print what they would hide of the true regions, and train nothing.
         weights: file of ImageNet weights.
         only: run cells whose name (DATA/ARM/FOLD) contains this.
     """
@@ -48,6 +51,7 @@ class StudyOptions:
     threads: int | None = None
     budget: float | None = None
     dry_run: bool = False
+    masks: bool = False
     weights: str | None = None
     only: str = ""
 
@@ -86,6 +90,11 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     if any("detect" in cell.tasks for cell in open_cells):
         pycocotools()  # missed now rather than after the other tasks
     _say_again(open_cells, config, out, options.weights)
+    if options.masks:
+        facts = draw_ahead(cells, config, out, device)
+        for data in dict.fromkeys(row["data_set"] for row in facts):
+            print(f"\n{data}\n\n{mask_table(list(dict.fromkeys(cell.arm for cell in cells)), [row for row in facts if row['data_set'] == data])}")
+        return Outcome(left=[cell.name for cell in cells])
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=out) as scratch:
             print(rehearse(config, cells, out, Path(scratch), device=device, workers=workers, threads=threads, weights=options.weights))

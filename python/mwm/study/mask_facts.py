@@ -6,9 +6,11 @@ after a cell has been pre-trained. The masks of the data set are read for this c
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import torch
 
 from mwm.data import DataError, JointTransform, PretrainDataset, UnreadableImage, read_list
 from mwm.masking import Policy, inside_grid, policy_from_dict
+from mwm.study.cell_files import Cell
+from mwm.study.cells import make_regions
+from mwm.study.config import StudyConfig
+from mwm.study.sources import arm as arm_named
 from mwm.train import PretrainConfig, TrainError
 from mwm.train.checkpoint import write_text
-from mwm.train.prepare import open_source, read_settings
+from mwm.train.prepare import list_images, open_source, prepare, read_settings
 from mwm.train.record import read_resolved
 
 COLUMNS = ("data_set", "arm", "fold", "hidden", "hidden_inside", "patches_inside", "patches", "images")
@@ -48,11 +54,46 @@ def mask_facts(out: str | Path) -> list[dict[str, Any]]:
                 facts = {}  # images or regions are not there any more, which is no reason to keep the tables back
             if not facts:
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"data_set": data, "arm": arm, "fold": fold, **facts}, indent=1) + "\n")
+            _store(path, data, arm, fold, facts)
         held = _json(path)
         if held.get("images"):
             rows.append({name: held.get(name) for name in COLUMNS})
+    return rows
+
+
+def draw_ahead(cells: Sequence[Cell], config: StudyConfig, out: str | Path, device: str, *, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """The same facts of cells that have not been pre-trained: their regions are made, their masks drawn, and nothing is trained.
+
+    Args:
+        cells: Of the study; arms without pre-training are left out.
+        config: Of the study.
+        out: Folder of the study, with the folds; facts and regions stay there and are used by its cells.
+        device: Where localizers run.
+        say: Takes one line per cell.
+
+    Raises:
+        ValueError: Regions cannot be made, or images cannot be read.
+    """
+    root, rows = Path(out), []
+    for cell in dict.fromkeys(Cell(cell.data, cell.arm, cell.fold, ()) for cell in cells if arm_named(cell.arm).pretrain):
+        path = root / STORED / cell.data / str(cell.fold) / f"{cell.arm}.json"
+        if not path.is_file():
+            fields = make_regions(config, root, cell.data, cell.arm, cell.fold, device)
+            settings = config.pretrain_config(cell.data, images=str(root / "folds" / cell.data / f"{cell.fold}.pretrain.csv"), out=str(cell.folder(root) / "run"), seed=cell.fold,
+                                              device=device, progress=False, **fields)
+            if (Path(settings.out) / "config.yaml").is_file():
+                facts = _drawn_again(root, cell.data, cell.arm, cell.fold)
+            else:
+                with contextlib.redirect_stdout(io.StringIO()):  # what a run says of its own masks
+                    prepared = prepare(list_images(settings), None, 1)
+                facts = hidden_inside(prepared.config, prepared.policy, skipped=prepared.resolved["skipped"])
+            _store(path, cell.data, cell.arm, cell.fold, facts)
+        held = _json(path)
+        if held.get("images"):
+            rows.append({name: held.get(name) for name in COLUMNS})
+            say(f"{cell.name}: {held['hidden']:.3f} of the patches hidden, {held['hidden_inside']:.3f} of the true region's area")
+        else:
+            say(f"{cell.name}: no image has a mask of its true region, so that nothing can be counted")
     return rows
 
 
@@ -110,6 +151,11 @@ def _drawn_again(root: Path, data: str, arm: str, fold: int) -> dict[str, Any]:
     places = {name: str(root / "regions" / data / str(fold) / Path(value).name) for name in ("regions", "foreground") if (value := getattr(config, name)) not in (None, "masks")}
     config = config.replace(images=str(root / "folds" / data / f"{fold}.pretrain.csv"), **places)
     return hidden_inside(config, policy_from_dict(stored["policy"]), skipped=stored.get("skipped") or ())
+
+
+def _store(path: Path, data: str, arm: str, fold: int, facts: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"data_set": data, "arm": arm, "fold": fold, **facts}, indent=1) + "\n")
 
 
 def _pretrained(root: Path) -> Iterator[tuple[str, str, int]]:

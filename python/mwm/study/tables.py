@@ -46,7 +46,7 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
             parts.append(f"### {data}: the regions\n\n{_region_table(known)}")
         drawn = [row for row in masks if row["data_set"] == data]
         if drawn:
-            parts.append(f"### {data}: what the masks hid\n\n{_mask_table(found.arms(data), drawn)}")
+            parts.append(f"### {data}: what the masks hid\n\n{mask_table(found.arms(data), drawn)}")
         parts.append(f"### {data}: what it cost\n\n{_cost(found, data)}")
     parts.append(f"## Cells that failed or were not run\n\n{_missing(found, unfinished)}")
     return "\n\n".join(parts) + "\n"
@@ -130,7 +130,8 @@ def _region_table(rows: Sequence[Mapping[str, Any]]) -> str:
                                    "lies where it lies: the nearer to 1, the less the contrast to `shuffled` can say.")
 
 
-def _mask_table(arms: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def mask_table(arms: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the masks of a data set's arms hid, from `mask_facts`, as Markdown; arms in the given order."""
     header = ["arm", "folds", "patches hidden", "of the true region's area hidden", "patches that it covers"]
     body = []
     for name in [arm for arm in arms if any(row["arm"] == arm for row in rows)]:
