@@ -17,6 +17,7 @@ from mwm.study.cell_files import (
     base_fingerprint,
     exported,
     fingerprint,
+    finished,
     has_results,
     held_hashes,
     locked,
@@ -63,6 +64,9 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
     folder, kind, source = cell.folder(out), arm(cell.arm), config.source_of(cell.data)
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
+    if finished(cell, out, config, weights):  # by another call, which this one has waited for: its device and commit stay
+        _tidy(run, _keep(cell, config, out))
+        return read_facts(folder)
     before = {**read_facts(folder), **read_facts(folder, PROGRESS)}
     seconds = dict(before.get("wall_seconds", {}))
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "running", "error": None, "says": kind.says, "regions": kind.label(source),
@@ -82,10 +86,14 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
             seconds[task] = round(time.monotonic() - began, 2)
     facts |= {"status": "done", **measured(run)}
     write_facts(folder, facts)
-    planned = config.tasks_of(cell.data, cell.arm) or cell.tasks
-    # What is still to come of a cell needs its encoder, whatever is kept of finished ones.
-    _tidy(run, "encoder" if config.keep == "results" and any(not has_results(folder, task) for task in planned) else config.keep)
+    _tidy(run, _keep(cell, config, out))
     return facts
+
+
+def _keep(cell: Cell, config: StudyConfig, out: Path) -> str:
+    """What stays of a cell: what is still to come of it needs its encoder, whatever is kept of finished ones."""
+    planned = config.tasks_of(cell.data, cell.arm) or cell.tasks
+    return "encoder" if config.keep == "results" and any(not has_results(cell.folder(out), task) for task in planned) else config.keep
 
 
 def _pretrained(cell: Cell, config: StudyConfig, out: Path, run: Path, seconds: dict[str, float], device: str) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""What becomes of jobs that fail: a sentence each, and no job takes another along."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+import mwm.study.cells
+from mwm.study.cell_files import Cell, read_facts, write_facts
+from mwm.study.cells import run_cell
+from mwm.study.config import StudyConfig
+from mwm.study.runner import Job, _sentence, run_jobs
+
+CONFIG = {"data": {"drawn": {"index": "drawn/index.csv", "prompt": "body", "folds": 3}}, "blocks": [{"data": "drawn", "arms": ["scratch"], "tasks": ["probe"]}],
+          "pretrain": {"encoder": "resnet10t", "image_size": 64, "channels": 1}, "source": {"name": "threshold"}}
+
+
+def test_a_full_disk_does_not_end_the_other_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mwm.study.runner.write_failure", full)
+    jobs = [Job(f"drawn/scratch/{fold}", Cell("drawn", "scratch", fold, ("probe",))) for fold in (0, 1)]  # there are no folds: both fail
+    said: list[str] = []
+    outcome = run_jobs(jobs, StudyConfig.from_dict(CONFIG), tmp_path, device="cpu", workers=1, threads=1, say=said.append)
+    assert sorted(outcome.failed) == ["drawn/scratch/0", "drawn/scratch/1"] and not outcome.left
+    assert any("drawn/scratch/0: cell.json cannot be written: [Errno 28] No space left on device" in line for line in said)
+
+
+@pytest.mark.parametrize(("problem", "words"), [
+    (ValueError("first\nsecond"), "first"), (ValueError(), "ValueError"), (OSError(), "OSError"), (KeyError("x"), "KeyError: 'x'"), (MemoryError(), "MemoryError"),
+    (ValueError("Caught UnreadableImage in DataLoader worker process 0.\nOriginal Traceback\nmwm.data.errors.UnreadableImage: a.png cannot be used."), "a.png cannot be used."),
+])
+def test_every_error_becomes_one_sentence(problem: Exception, words: str) -> None:
+    assert _sentence(problem) == words
+
+
+def test_a_cell_that_another_call_has_finished_keeps_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This call has waited for the lock, and may compute elsewhere."""
+
+    def finetune(settings: object) -> None:
+        Path(settings.out).mkdir(parents=True)
+        (Path(settings.out) / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(mwm.study.cells, "finetune", finetune)
+    cell, config = Cell("drawn", "scratch", 0, ("probe",)), StudyConfig.from_dict(CONFIG)
+    first = run_cell(cell, config, tmp_path, "cpu")
+    write_facts(cell.folder(tmp_path), first | {"device": "a GPU", "commit": "of then"})
+    assert run_cell(cell, config, tmp_path, "cpu") == read_facts(cell.folder(tmp_path)) == json.loads(json.dumps(first | {"device": "a GPU", "commit": "of then"}))
