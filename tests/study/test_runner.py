@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mwm.study.cells
-from mwm.study.cell_files import Cell, read_facts, write_facts
+from mwm.study.cell_files import Cell, read_facts, write_facts, write_failure
 from mwm.study.cells import run_cell
 from mwm.study.config import StudyConfig
 from mwm.study.runner import Job, _sentence, run_jobs
@@ -30,6 +31,24 @@ def test_a_full_disk_does_not_end_the_other_cells(tmp_path: Path, monkeypatch: p
     assert any("drawn/scratch/0: cell.json cannot be written: [Errno 28] No space left on device" in line for line in said)
 
 
+def finetune(settings: Any) -> None:
+    """A result without training."""
+    Path(settings.out).mkdir(parents=True)
+    (Path(settings.out) / "metrics.json").write_text("{}")
+
+
+def test_a_failure_stays_on_record_when_a_later_call_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol: failed runs are listed."""
+    cell, config = Cell("drawn", "scratch", 0, ("probe",)), StudyConfig.from_dict(CONFIG)
+    for error in ("loss is not finite", "no memory", "no memory"):
+        write_failure(cell, config, tmp_path, error)
+    assert read_facts(cell.folder(tmp_path))["failed_before"] == ["loss is not finite", "no memory"]
+    monkeypatch.setattr(mwm.study.cells, "finetune", finetune)
+    facts = run_cell(cell, config, tmp_path, "cpu")
+    assert facts["status"] == "done" and facts["error"] is None and facts["failed_before"] == ["loss is not finite", "no memory"]
+    assert "failed_before" not in run_cell(Cell("drawn", "scratch", 1, ("probe",)), config, tmp_path, "cpu")
+
+
 @pytest.mark.parametrize(("problem", "words"), [
     (ValueError("first\nsecond"), "first"), (ValueError(), "ValueError"), (OSError(), "OSError"), (KeyError("x"), "KeyError: 'x'"), (MemoryError(), "MemoryError"),
     (ValueError("Caught UnreadableImage in DataLoader worker process 0.\nOriginal Traceback\nmwm.data.errors.UnreadableImage: a.png cannot be used."), "a.png cannot be used."),
@@ -40,10 +59,6 @@ def test_every_error_becomes_one_sentence(problem: Exception, words: str) -> Non
 
 def test_a_cell_that_another_call_has_finished_keeps_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This call has waited for the lock, and may compute elsewhere."""
-
-    def finetune(settings: object) -> None:
-        Path(settings.out).mkdir(parents=True)
-        (Path(settings.out) / "metrics.json").write_text("{}")
 
     monkeypatch.setattr(mwm.study.cells, "finetune", finetune)
     cell, config = Cell("drawn", "scratch", 0, ("probe",)), StudyConfig.from_dict(CONFIG)

@@ -15,6 +15,7 @@ from mwm.study.cell_files import (
     PROGRESS,
     Cell,
     base_fingerprint,
+    earlier_failures,
     exported,
     fingerprint,
     finished,
@@ -73,6 +74,7 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
              "uses_labels": kind.uses_labels(source), "supervised_region_source": kind.supervised(source), "wall_seconds": seconds,
              "config_hash": fingerprint(cell, config, weights), "base_hash": base_fingerprint(cell, config, weights),
              "task_hashes": {**task_hashes(cell, config), **held_hashes(before, cell, config, out)}, "device": device_name(device), "commit": commit(),
+             **earlier_failures(read_facts(folder)),
              **({"weights_hash": weights_hash(weights)} if weights and kind.init == "imagenet" else {})}
     if kind.pretrain and cell.open_tasks(out):
         facts |= _pretrained(cell, config, out, run, seconds, device)
