@@ -14,6 +14,7 @@ from mwm.study.cell_files import Cell, read_facts, write_facts, write_failure
 from mwm.study.cells import run_cell
 from mwm.study.config import StudyConfig
 from mwm.study.runner import Job, _sentence, run_jobs
+from mwm.train import PretrainConfig
 
 CONFIG = {"data": {"drawn": {"index": "drawn/index.csv", "prompt": "body", "folds": 3}}, "blocks": [{"data": "drawn", "arms": ["scratch"], "tasks": ["probe"]}],
           "pretrain": {"encoder": "resnet10t", "image_size": 64, "channels": 1}, "source": {"name": "threshold"}}
@@ -65,3 +66,14 @@ def test_a_cell_that_another_call_has_finished_keeps_its_device(tmp_path: Path, 
     first = run_cell(cell, config, tmp_path, "cpu")
     write_facts(cell.folder(tmp_path), first | {"device": "a GPU", "commit": "of then"})
     assert run_cell(cell, config, tmp_path, "cpu") == read_facts(cell.folder(tmp_path)) == json.loads(json.dumps(first | {"device": "a GPU", "commit": "of then"}))
+
+
+@pytest.mark.parametrize(("said", "minutes"), [({}, 3.0), ({"checkpoint_minutes": 5}, 5)])
+def test_a_study_in_short_pieces_has_checkpoints_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], minutes: float) -> None:
+    """With ten minutes between them, a pre-training that a budget of nine minutes cuts off began from nothing in every call."""
+    settings: list[PretrainConfig] = []
+    monkeypatch.setattr(mwm.study.cells, "pretrain", settings.append)
+    monkeypatch.setattr(mwm.study.cells, "finetune", finetune)
+    config = StudyConfig.from_dict({**CONFIG, "pretrain": {**CONFIG["pretrain"], **said}, "blocks": [{"data": "drawn", "arms": ["uniform60"], "tasks": ["probe"]}]})
+    run_cell(Cell("drawn", "uniform60", 0, ("probe",)), config, tmp_path, "cpu")
+    assert settings[0].checkpoint_minutes == minutes

@@ -37,6 +37,11 @@ from mwm.train.record import commit
 from mwm.transfer import finetune
 
 
+_CHECKPOINT_MINUTES = 3.0
+"""Between checkpoints, where the file does not say: what the end of a budget cuts off goes on from there. With the ten minutes of `mwm pretrain` a study that is
+run in pieces of nine would begin a longer pre-training again and again."""
+
+
 def make_regions(config: StudyConfig, out: Path, data: str, name: str, fold: int, device: str) -> dict[str, Any]:
     """The regions of an arm on a fold, made where they are missing, as fields of `PretrainConfig`."""
     folder = out / "regions" / data / str(fold)
@@ -103,6 +108,8 @@ def _pretrained(cell: Cell, config: StudyConfig, out: Path, run: Path, seconds: 
     fields = make_regions(config, out, cell.data, cell.arm, cell.fold, device)
     settings = config.pretrain_config(cell.data, images=str(out / "folds" / cell.data / f"{cell.fold}.pretrain.csv"), out=str(run), seed=cell.fold, device=device,
                                       progress=False, panel_every=0, **fields)
+    if "checkpoint_minutes" not in config.pretrain:
+        settings = settings.replace(checkpoint_minutes=_CHECKPOINT_MINUTES)
     scaled = scaled_epochs(cell, out, settings.epochs) if arm(cell.arm).time_of else {}
     if scaled:
         settings = settings.replace(epochs=scaled["epochs"])
