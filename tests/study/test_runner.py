@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import mwm.study.cells
 from mwm.study.cell_files import Cell, read_facts, write_facts, write_failure
-from mwm.study.cells import run_cell
+from mwm.study.cells import run_cell, task_config
 from mwm.study.config import StudyConfig
 from mwm.study.runner import Job, _sentence, run_jobs
 from mwm.train import PretrainConfig
@@ -77,3 +78,16 @@ def test_a_study_in_short_pieces_has_checkpoints_to_go_on_from(tmp_path: Path, m
     config = StudyConfig.from_dict({**CONFIG, "pretrain": {**CONFIG["pretrain"], **said}, "blocks": [{"data": "drawn", "arms": ["uniform60"], "tasks": ["probe"]}]})
     run_cell(Cell("drawn", "uniform60", 0, ("probe",)), config, tmp_path, "cpu")
     assert settings[0].checkpoint_minutes == minutes
+
+
+def test_an_arm_without_pretraining_has_as_many_channels_as_the_others(tmp_path: Path) -> None:
+    """It had looked at the first image of all, a test image where that came first, and pre-training at the first one that it may see."""
+    folder = tmp_path / "folds" / "drawn"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (20, 20), (10, 200, 90)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"no picture")
+    Image.new("L", (20, 20)).save(folder / "c.png")
+    (folder / "0.csv").write_text("file,split,label\na.png,test,x\nb.png,train,y\nc.png,train,x\n")
+    (folder / "0.pretrain.csv").write_text("file,split,label\nb.png,train,y\nc.png,train,x\n")
+    config = StudyConfig.from_dict({**CONFIG, "pretrain": {"encoder": "resnet10t", "image_size": 64}})
+    assert task_config(Cell("drawn", "scratch", 0, ("probe",)), config, tmp_path, tmp_path / "run", "probe", "cpu", None).channels == 1

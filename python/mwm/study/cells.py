@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mwm.data import ReadSettings
+from mwm.data import ReadSettings, UnreadableImage, read_image, read_list
 from mwm.study.cell_files import (
     PROGRESS,
     Cell,
@@ -30,6 +30,7 @@ from mwm.study.cell_files import (
     write_facts,
 )
 from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
 from mwm.study.same_time import scaled_epochs
 from mwm.study.sources import arm, region_fields
 from mwm.train import pretrain
@@ -135,7 +136,8 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         more["run"] = str(run)
     else:
         plain = config.pretrain_config(cell.data, images="images", out="out")
-        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size, "channels": plain.channels,
+        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size,
+                 "channels": plain.channels or _channels(out / "folds" / cell.data / f"{cell.fold}.pretrain.csv", ReadSettings(**data.read)),
                  "intensity": data.read.get("intensity", plain.intensity), "aspect": data.read.get("aspect", "pad"), "init": "scratch" if kind.init == "scratch" else weights}
     settings = config.finetune_config(task, **{**config.block_settings(task, cell.data, cell.arm), **more})
     if kind.longer and not settings.linear_probe:
@@ -143,6 +145,16 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         extra = config.pretrain_config(cell.data, images="images", out="out").epochs
         settings = dataclasses.replace(settings, epochs=settings.epochs + extra, patience=settings.patience * (settings.epochs + extra) // settings.epochs)
     return settings
+
+
+def _channels(images: Path, read: ReadSettings) -> int:
+    """Channels of the first image that can be read of those that the other arms pre-train on, whose networks have as many."""
+    for record in read_list(images, settings=read):
+        try:
+            return int(read_image(record, read).shape[0])
+        except UnreadableImage:
+            continue
+    raise StudyError(f"study: {images.name} must list at least one image that can be read, got none. Look at the files.")
 
 
 def _tidy(run: Path, keep: str) -> None:
