@@ -23,7 +23,6 @@ SHOWN = {"classify": ("auroc", "accuracy", "balanced_accuracy", "macro_f1"), "pr
 COMPARED = {"classify": ("auroc", "accuracy"), "probe": ("auroc",), "segment": ("dice",), "detect": ("box_ap", "mask_ap")}
 """Endpoints of the contrasts, by task; of data sets that are only described, the first."""
 _FOLDS = 0.8  # share of the folds that a contrast needs before it is more than a description
-_SLOW_ROUNDS = 1000  # draws of AP, which is counted anew for each
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _estimate(found: Collected, data: str, arm: str, task: str, endpoint: str, r
     if boxes is None or endpoint not in boxes.endpoints:
         return None
     each = {fold: float(boxes.only([fold]).statistic(endpoint)(np.ones((1, len(boxes.only([fold]).patients))))[0]) for fold in boxes.folds}
-    return estimate_of(boxes.statistic(endpoint), patients=len(boxes.patients), images=boxes.images, by_fold=each, rounds=min(rounds, _SLOW_ROUNDS))
+    return estimate_of(boxes.statistic(endpoint), patients=len(boxes.patients), images=boxes.images, by_fold=each, rounds=rounds)
 
 
 def _kind(found: Collected, plan: Plan, data: str, task: str, endpoint: str) -> str:
@@ -236,7 +235,7 @@ def _contrast(found: Collected, data: str, first: str, second: str, task: str, e
     for fold in shared:
         ones = np.ones((1, len(a.only([fold]).patients)))
         by_fold[fold] = float(a.only([fold]).statistic(endpoint)(ones)[0] - b.only([fold]).statistic(endpoint)(ones)[0])
-    return compare(a.statistic(endpoint), b.statistic(endpoint), patients=len(a.patients), images=a.images, by_fold=by_fold, rounds=min(rounds, _SLOW_ROUNDS))
+    return compare(a.statistic(endpoint), b.statistic(endpoint), patients=len(a.patients), images=a.images, by_fold=by_fold, rounds=rounds)
 
 
 def _shared(first: Iterable[int], second: Iterable[int]) -> list[int]:
