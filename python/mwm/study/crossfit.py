@@ -1,8 +1,8 @@
 """Regions of a supervised localizer by cross-fitting: no image is mapped by a network that saw a mask of its patient.
 
 The masks of the fold's training rows are split by patient into K parts; localizer k learns from the masks of the other K - 1 parts and
-maps the images of part k. Images of other rows that a run may pre-train on (val, unlabelled) get the mean of the K maps; their masks are not
-read. Test rows are not touched at all. The localizer is the network of `tiny` from scratch, not its shipped weights, which have seen patients that this
+maps the images of part k, unlabelled ones of its patients included. Images of other patients that a run may pre-train on (val, unlabelled) get the mean of the K
+maps; their masks are not read. Test rows are not touched at all. The localizer is the network of `tiny` from scratch, not its shipped weights, which have seen patients that this
 fold evaluates on. The result is a folder as `mwm localize` writes it.
 """
 
@@ -103,7 +103,7 @@ def crossfit_regions(
     records = [r for r in read_list(fold, root=root, settings=read) if r.split == "train" or r.split in others]
     train = [r for r in records if r.split == "train"]
     part_of = patient_parts(train, parts, seed)
-    mixed = sorted({str(r.patient) for r in records if r.split != "train" and r.patient in part_of})
+    mixed = sorted({str(r.patient) for r in records if r.split not in ("train", "unlabelled") and r.patient in part_of})
     if mixed:
         raise DataError(f"crossfit: each patient must be in one split, got {len(mixed)} that are in train and in another (patient hash "
                         f"{hashlib.blake2b(mixed[0].encode(), digest_size=4).hexdigest()}). Split by patient.")
@@ -195,7 +195,8 @@ def _maps(records: list[Record], images: dict[str, tuple[Tensor, tuple[int, int]
     targets = torch.zeros_like(resident)
     for place, mask in masks.items():
         targets[place] = mask.to(device)
-    part = torch.tensor([part_of[str(r.patient)] if r.split == "train" else -1 for r in records])
+    # Unlabelled images of a training patient go with the patient: the others' mean would hold localizers that saw it.
+    part = torch.tensor([part_of.get(str(r.patient), -1) if r.split in ("train", "unlabelled") else -1 for r in records])
     known = torch.tensor([place in masks for place in range(len(records))])
     total = torch.zeros(resident.shape, dtype=torch.float32, device=device)
     with _deterministic():
