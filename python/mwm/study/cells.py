@@ -37,7 +37,6 @@ from mwm.train import pretrain
 from mwm.train.record import commit
 from mwm.transfer import finetune
 
-
 _CHECKPOINT_MINUTES = 3.0
 """Between checkpoints, where the file does not say: what the end of a budget cuts off goes on from there. With the ten minutes of `mwm pretrain` a study that is
 run in pieces of nine would begin a longer pre-training again and again."""
