@@ -167,6 +167,44 @@ def test_what_cannot_be_cross_fitted_is_refused_in_one_sentence(tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unlabelled_image_of_a_training_patient_is_mapped_by_the_localizer_that_never_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`write_folds` makes such rows; they had been refused as a patient in two splits, in every fold and for ever."""
+    index = write_set(tmp_path, patients=20)
+    edit(index, lambda row: row.update(split="unlabelled", label="", mask="") if row["split"] == "train" and row["file"].endswith("_2.png") else None)
+    patient = {standard_image(read_image(record)).numpy().tobytes(): record.patient for record in read_list(index)}
+    taught: dict[int, set[str]] = {}
+    mapped: dict[bytes, list[int]] = {}
+
+    def fit(images: torch.Tensor, masks: torch.Tensor, prompt: str, settings: FitSettings, seed: int) -> int:
+        taught[seed] = {patient[image.numpy().tobytes()] for image in images}
+        return seed
+
+    def maps(model: int, images: torch.Tensor, prompt: str, settings: FitSettings) -> torch.Tensor:
+        for image in images:
+            mapped.setdefault(image.numpy().tobytes(), []).append(model)
+        return torch.zeros(images.shape)
+
+    monkeypatch.setattr(crossfit, "fit_localizer", fit)
+    monkeypatch.setattr(crossfit, "heat_maps", maps)
+    crossfit_regions(index, tmp_path / "out", "brain tumour", parts=3, settings=QUICK, others=("unlabelled",))
+    unlabelled = [standard_image(read_image(record)).numpy().tobytes() for record in read_list(index) if record.split == "unlabelled"]
+    assert len(unlabelled) == 12 and all(len(mapped[image]) == 1 and patient[image] not in taught[mapped[image][0]] for image in unlabelled)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_changes_no_other_map(tmp_path: Path) -> None:
+    """One damaged file had ended the regions of every fold that trains on it."""
+    index = write_set(tmp_path)
+    damaged = next(record for record in read_list(index) if record.split == "train" and record.name.endswith("_1.png"))
+    damaged.path.write_bytes(b"no picture")
+    made = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=QUICK)
+    assert made.facts["unreadable"] == [damaged.name] and set(regions_of(tmp_path / "out", index)) == {r.name for r in read_list(index) if r.split != "test"} - {damaged.name}
+    again = crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=QUICK)
+    assert again.facts == made.facts and again.seconds < 1
+    edit(index, lambda row: row.update(split="test" if row["file"] == damaged.name else row["split"], patient="nobody" if row["file"] == damaged.name else row["patient"]))
+    without = crossfit_regions(index, tmp_path / "without", "brain tumour", parts=2, settings=QUICK)
+    assert without.dice == made.dice and "unreadable" not in without.facts
+
+
 def test_masks_of_nothing_are_refused_and_other_files_kept(tmp_path: Path) -> None:
     index = write_set(tmp_path)
     with pytest.raises(DataError, match="holds other files"):

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mwm.study.detections import Detections, read_detections
+from mwm.study.detections import Detections, _precision, read_detections
 from mwm.study.errors import StudyError
 from mwm.transfer.coco import encode
+from mwm.transfer.coco_metrics import Matches, average_precision
 
 coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
 
@@ -71,6 +72,23 @@ def test_a_draw_equals_the_images_written_out(tmp_path: Path) -> None:
     written = {0: _cell(tmp_path / "thrice", np.random.default_rng(1), 0, 8, copies=3)}
     thrice = read_detections([(0, tmp_path / "thrice")], written)
     assert once.statistic("box_ap")(np.full(len(once.patients), 3))[0] == pytest.approx(thrice.statistic("box_ap")(np.ones(len(thrice.patients)))[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_many_draws_at_once_equal_one_after_the_other(ignored: bool) -> None:
+    """All draws of the protocol: with the thousand that one at a time had time for, no corrected p value could fall below 0.05."""
+    generator = np.random.default_rng(5)
+    quality, image = generator.uniform(size=60), generator.integers(0, 12, 60)
+    hit = np.stack([quality > 0.4 + 0.06 * t for t in range(10)])
+    hit[9] = False
+    matches = Matches(image, hit, generator.uniform(size=hit.shape) < (0.8 if ignored else 2), generator.integers(0, 3, 12))
+    weights = generator.integers(0, 3, (50, 12)).astype(float)
+    weights[0], weights[1] = 0, matches.objects == 0
+    found = _precision(matches, weights)
+    np.testing.assert_allclose(found, np.stack([average_precision(matches, row)[0] for row in weights]), atol=1e-12)
+    assert np.isnan(found[:2]).all() and np.isfinite(found[2:]).all()
+    nothing = Matches(np.zeros(0, np.int64), np.zeros((10, 0), bool), np.zeros((10, 0), bool), matches.objects)
+    assert (_precision(nothing, weights[2:]) == 0).all()
 
 
 def test_detections_of_strangers_are_refused(tmp_path: Path) -> None:

@@ -120,11 +120,15 @@ def test_few_patients_are_described_only(tmp_path: Path) -> None:
     (lambda rows: [*rows, ("images/t.png", "train", "cysts", "q")], "typing error for 'cyst'"),
     (lambda rows: [row for row in rows if row[2] == "cyst"], "at least two classes"),
     (lambda rows: [("../" + row[0], *row[1:]) for row in rows], "must stay inside"),
+    (lambda rows: [*rows, rows[3]], "each image must be listed once, got '.*' 2 times"),
+    (lambda rows: [*rows, ("./" + rows[3][0], "train", "scar" if rows[3][2] == "cyst" else "cyst", rows[3][3])], "each image must be listed once"),
+    (lambda rows: [(*row[:2], "Cyst", row[3]) if k % 2 and row[2] == "cyst" else row for k, row in enumerate(rows)], "written in one way, got 'Cyst' and 'cyst'"),
 ])
 def test_bad_indices_are_refused_in_a_sentence(tmp_path: Path, change, words: str) -> None:
     index = _index(tmp_path / "data", change(_rows()), images=False)
     with pytest.raises((StudyError, DataError), match=words):
         write_folds(index, tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # nothing is copied before
 
 
 def test_labels_subset_and_missing_files_are_named(tmp_path: Path) -> None:

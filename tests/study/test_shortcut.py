@@ -69,3 +69,11 @@ def test_folds_of_other_classes_are_refused(tmp_path: Path) -> None:
     other.write_text(first.read_text().replace(",dark,", ",grey,"))
     with pytest.raises(StudyError, match="same classes"):
         shortcut([first, other])
+
+
+def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    """It had ended the report of a study whose cells, which leave it out, were all done."""
+    index = _data(tmp_path / "bright", _bright)
+    (index.parent / "dark3_1.png").write_bytes(b"no picture")
+    found = shortcut(write_folds(index, tmp_path / "out", merge_alike=False).paths)
+    assert len(found.answers.file) == 47 and "dark3_1.png" not in found.answers.file

@@ -158,6 +158,17 @@ def test_a_checkpoint_that_learnt_from_masks_is_no_text_guided_source(tmp_path: 
         _ = captions.kind
 
 
+def test_a_checkpoint_cannot_hide_among_the_settings() -> None:
+    """There nobody would have asked what it learnt from, and its regions would have been called text-guided."""
+    with pytest.raises(StudyError, match="settings of a source must be without checkpoint and device, got checkpoint"):
+        Source("clipseg", "brain tumour", settings={"checkpoint": "taught with masks"})
+
+
+def test_a_foreground_is_called_by_its_localizer() -> None:
+    assert ARMS["foreground"].label(CROSSFIT) == "foreground by threshold; number hidden: supervised region source"
+    assert ARMS["foreground"].label(Source("edges", foreground=("clipseg", "body"))) == "foreground by clipseg; number hidden: no text, no masks"
+
+
 def test_the_papers_study_is_text_guided_and_asks_for_its_weights_in_one_sentence(fold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudyConfig.from_yaml(ROOT / "studies" / "paper.yaml")
     source = config.source_of("chest_ct")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mwm.data import DataError
 from mwm.study.cell_files import Cell
 from mwm.study.cells import task_config
 from mwm.study.config import StudyConfig
@@ -97,6 +98,32 @@ def test_blocks_that_came_later_come_last() -> None:
     ({"blocks": [{"data": ["a"], "arms": ["region"], "tasks": ["probe"]}]}, "block.data must be a | b"),
     ({"blocks": [{"data": "a", "arms": [{"x": 1}], "tasks": ["probe"]}]}, "arms must be named by texts"),
     ({"keep": "everything"}, "keep must be results | encoder | all"),
+    ({"finetune": {"classify": {"epochs": "ten"}}}, "finetune.classify.epochs must be a whole number or null, got 'ten'"),
+    ({"finetune": {"segment": {"epochs": 1.5}}}, "finetune.segment.epochs must be a whole number or null, got 1.5"),
+    ({"finetune": {"segment": {"flip": "no"}}}, "finetune.segment.flip must be true or false, got 'no'"),
+    ({"finetune": {"classify": {"label_fraction": None}}}, "finetune.classify.label_fraction must be a number, got None"),
+    ({"blocks": [{"data": "a", "arms": ["region"], "tasks": ["segment"], "finetune": {"segment": {"crop": [0.8]}}}]}, "block.finetune.segment.crop must be a number"),
+    ({"pretrain": {"flip": "false"}}, "pretrain.flip must be true or false, got 'false'"),
+    ({"pretrain": {"crop_scale": 0.5}}, "pretrain.crop_scale must be a list of 2 numbers, got 0.5"),
+    ({"pretrain": {"min_lr": float("nan")}}, "pretrain.min_lr must be a number, got nan"),
+    ({"pretrain": {"encoder": "resnet19"}}, "pretrain.encoder must be a model of timm, or torchvision/NAME, got 'resnet19'"),
+    ({"pretrain": {"encoder": "torchvision/fcn_resnet50"}}, "pretrain.encoder must be a model of timm, or torchvision/NAME"),
+    ({"pretrain": {"read": {"aspect": "crop"}}}, "which the study sets"),
+    ({"data": {"a": {"index": "a", "prompt": "body", "read": {"size": 64}}, "b": {"index": "b", "prompt": "body"}}}, "without size, which pretrain.image_size gives"),
+    ({"source": {"name": "threshold", "foreground": ["tiny", "body"]}}, "foreground of a source must be [localizer, prompt] with one of"),
+    ({"source": {"name": "threshold", "foreground": ["threshhold", "body"]}}, "foreground of a source must be [localizer, prompt] with one of"),
+    ({"source": {"name": "threshold", "foreground": 3}}, "source.foreground must be a list of 2 texts, got 3"),
+    ({"source": {"name": "threshold", "prompt": 5}}, "source.prompt must be a text or null, got 5"),
+    ({"blocks": [{"data": "a", "arms": ["uniform00"], "tasks": ["probe"]}]}, "above 0"),
+    ({"blocks": [{"data": "a", "arms": ["region00_00"], "tasks": ["probe"]}]}, "above 0"),
+    ({"analysis": {"primary_endpoints": {"a": "segment/dise"}}}, "primary_endpoints must be among classify/auroc"),
+    ({"analysis": {"primary_endpoints": {"a": "probe/accuracy"}}}, "primary_endpoints must be among classify/auroc"),
+    ({"analysis": {"primary_endpoints": {"brain": "segment/dice"}}}, "must speak of the study's data sets, a, b, got 'brain'"),
+    ({"analysis": {"descriptive": "a"}}, "analysis.descriptive must be a list of names, got 'a'"),
+    ({"analysis": {"descriptive": ["c"]}}, "must speak of the study's data sets, a, b, got 'c'"),
+    ({"analysis": {"effects": {"aurocc": 0.02}}}, "effects must be positive numbers by endpoint (accuracy, auroc"),
+    ({"analysis": {"effects": {"dice": -0.02}}}, "effects must be positive numbers by endpoint"),
+    ({"analysis": {"contrasts": [["region", "region"]]}}, "pairs of arms"),
 ])
 def test_a_study_that_cannot_run_is_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
     with pytest.raises(StudyError, match=r"^study: ") as caught:
@@ -107,6 +134,8 @@ def test_a_study_that_cannot_run_is_refused_in_one_sentence(change: dict[str, An
 def test_wrong_settings_of_the_runs_show_before_the_first_run() -> None:
     with pytest.raises(TrainError, match="patch_size must divide"):
         StudyConfig.from_dict(values(pretrain={"image_size": 50}))
+    with pytest.raises(DataError, match="intensity must be"):
+        StudyConfig.from_dict(values(pretrain={"encoder": "resnet18", "image_size": 64, "intensity": "percentil"}))
     with pytest.raises(TransferError, match="epochs must be"):
         StudyConfig.from_dict(values(finetune={"classify": {"epochs": 0}}))
 

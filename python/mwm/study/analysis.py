@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ SHOWN = {"classify": ("auroc", "accuracy", "balanced_accuracy", "macro_f1"), "pr
 COMPARED = {"classify": ("auroc", "accuracy"), "probe": ("auroc",), "segment": ("dice",), "detect": ("box_ap", "mask_ap")}
 """Endpoints of the contrasts, by task; of data sets that are only described, the first."""
 _FOLDS = 0.8  # share of the folds that a contrast needs before it is more than a description
-_SLOW_ROUNDS = 1000  # draws of AP, which is counted anew for each
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,12 @@ class Plan:
     descriptive: tuple[str, ...] = ("chest_ct",)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> Plan:
+    def from_dict(cls, values: Mapping[str, Any] | None, data: Collection[str] | None = None) -> Plan:
         """From the section `analysis` of a study's YAML; what it leaves out is the protocol's.
+
+        Args:
+            values: The section.
+            data: Names of the study's data sets, of which `values` may speak; None where they are not known.
 
         Raises:
             StudyError: an unknown name, or a value of another form.
@@ -61,10 +64,22 @@ class Plan:
                 raise
             raise StudyError(f"study: analysis must hold pairs of arms, effects by endpoint and primary endpoints by data set, got values of another form ({error}).") from error
         for pair in (plan.primary, *plan.contrasts):
-            if len(pair) != 2:
+            if len(set(pair)) != 2 or len(pair) != 2:
                 raise StudyError(f"study: contrasts must be pairs of arms [first, second], got {list(pair)}.")
             for name in pair:
                 sources.arm(name)
+        for task, endpoint in plan.primary_endpoints.values():
+            # Of what is not contrasted the tables would show no primary contrast at all.
+            if endpoint not in COMPARED.get(task, ()):
+                known = ", ".join(f"{name}/{one}" for name, own in COMPARED.items() for one in own)
+                raise StudyError(f"study: primary_endpoints must be among {known}, got {task}/{endpoint}.")
+        for endpoint, effect in plan.effects.items():
+            if not any(endpoint in own for own in COMPARED.values()) or not 0 < effect < math.inf:
+                raise StudyError(f"study: effects must be positive numbers by endpoint ({', '.join(sorted({one for own in COMPARED.values() for one in own}))}), got "
+                                 f"{endpoint}: {effect}.")
+        strangers = sorted({*(values or {}).get("primary_endpoints", ()), *(values or {}).get("descriptive", ())} - set(data)) if data is not None else []
+        if strangers:
+            raise StudyError(f"study: analysis must speak of the study's data sets, {', '.join(data)}, got {strangers[0]!r}.")
         return plan
 
     @classmethod
@@ -75,7 +90,9 @@ class Plan:
         made: dict[str, Any] = {}
         for name in ("primary", "descriptive"):
             if name in values:
-                made[name] = tuple(map(str, values[name]))
+                if not isinstance(values[name], (list, tuple)) or not all(isinstance(one, str) for one in values[name]):
+                    raise StudyError(f"study: analysis.{name} must be a list of names, got {values[name]!r}.")
+                made[name] = tuple(values[name])
         if "contrasts" in values:
             made["contrasts"] = tuple(tuple(map(str, pair)) for pair in values["contrasts"])
         if "primary_endpoints" in values:
@@ -154,7 +171,7 @@ def _estimate(found: Collected, data: str, arm: str, task: str, endpoint: str, r
     if boxes is None or endpoint not in boxes.endpoints:
         return None
     each = {fold: float(boxes.only([fold]).statistic(endpoint)(np.ones((1, len(boxes.only([fold]).patients))))[0]) for fold in boxes.folds}
-    return estimate_of(boxes.statistic(endpoint), patients=len(boxes.patients), images=boxes.images, by_fold=each, rounds=min(rounds, _SLOW_ROUNDS))
+    return estimate_of(boxes.statistic(endpoint), patients=len(boxes.patients), images=boxes.images, by_fold=each, rounds=rounds)
 
 
 def _kind(found: Collected, plan: Plan, data: str, task: str, endpoint: str) -> str:
@@ -176,7 +193,8 @@ def differences(found: Collected, plan: Plan, *, rounds: int = ROUNDS) -> list[D
     result: list[Difference] = []
     for data in sorted(found.folds):
         held, arms = [], found.arms(data)
-        wanted = [pair for pair in dict.fromkeys((plan.primary, *plan.contrasts)) if set(pair) <= set(arms)]
+        # A pair in both directions is one question, and would count twice in Holm's correction.
+        wanted = [pair for pair in dict.fromkeys((plan.primary, *plan.contrasts)) if set(pair) <= set(arms) and pair != plan.primary[::-1]]
         for first, second in wanted:
             for task, endpoints in COMPARED.items():
                 for endpoint in endpoints[:1] if _described(found, plan, data) else endpoints:
@@ -217,7 +235,7 @@ def _contrast(found: Collected, data: str, first: str, second: str, task: str, e
     for fold in shared:
         ones = np.ones((1, len(a.only([fold]).patients)))
         by_fold[fold] = float(a.only([fold]).statistic(endpoint)(ones)[0] - b.only([fold]).statistic(endpoint)(ones)[0])
-    return compare(a.statistic(endpoint), b.statistic(endpoint), patients=len(a.patients), images=a.images, by_fold=by_fold, rounds=min(rounds, _SLOW_ROUNDS))
+    return compare(a.statistic(endpoint), b.statistic(endpoint), patients=len(a.patients), images=a.images, by_fold=by_fold, rounds=rounds)
 
 
 def _shared(first: Iterable[int], second: Iterable[int]) -> list[int]:

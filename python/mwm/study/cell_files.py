@@ -217,7 +217,13 @@ def write_failure(cell: Cell, config: StudyConfig, out: Path, error: str, weight
     # What a piece of a cell says about itself is in one of the two; progress.json is the later one.
     known = before | (later if later and _same(later, cell, config, weights) else {})
     tasks = sorted(path.parent.name for path in folder.glob("*/metrics.json")) if known else []
-    write_facts(folder, known | now | {"config_hash": hashed, "base_hash": base_fingerprint(cell, config, weights), "tasks": tasks})
+    write_facts(folder, known | now | earlier_failures(before) | {"config_hash": hashed, "base_hash": base_fingerprint(cell, config, weights), "tasks": tasks})
+
+
+def earlier_failures(facts: dict[str, Any]) -> dict[str, list[str]]:
+    """`failed_before` of a cell that runs again, by its cell.json: a failure stays on record when a later call comes to an end; {} where there was none."""
+    errors = [*(facts.get("failed_before") or ()), *([facts["error"]] if facts.get("status") == "failed" and facts.get("error") else ())]
+    return {"failed_before": list(dict.fromkeys(errors))} if errors else {}
 
 
 def measured(run: Path) -> dict[str, Any]:

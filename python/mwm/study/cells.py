@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from mwm.data import ReadSettings
+from mwm.data import ReadSettings, UnreadableImage, read_image, read_list
 from mwm.study.cell_files import (
     PROGRESS,
     Cell,
     base_fingerprint,
+    earlier_failures,
     exported,
     fingerprint,
+    finished,
     has_results,
     held_hashes,
     locked,
@@ -28,11 +30,16 @@ from mwm.study.cell_files import (
     write_facts,
 )
 from mwm.study.config import StudyConfig
+from mwm.study.errors import StudyError
 from mwm.study.same_time import scaled_epochs
 from mwm.study.sources import arm, region_fields
 from mwm.train import pretrain
 from mwm.train.record import commit
 from mwm.transfer import finetune
+
+_CHECKPOINT_MINUTES = 3.0
+"""Between checkpoints, where the file does not say: what the end of a budget cuts off goes on from there. With the ten minutes of `mwm pretrain` a study that is
+run in pieces of nine would begin a longer pre-training again and again."""
 
 
 def make_regions(config: StudyConfig, out: Path, data: str, name: str, fold: int, device: str) -> dict[str, Any]:
@@ -63,12 +70,16 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
     folder, kind, source = cell.folder(out), arm(cell.arm), config.source_of(cell.data)
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
+    if finished(cell, out, config, weights):  # by another call, which this one has waited for: its device and commit stay
+        _tidy(run, _keep(cell, config, out))
+        return read_facts(folder)
     before = {**read_facts(folder), **read_facts(folder, PROGRESS)}
     seconds = dict(before.get("wall_seconds", {}))
     facts = {"data_set": cell.data, "arm": cell.arm, "seed": cell.fold, "fold": cell.fold, "status": "running", "error": None, "says": kind.says, "regions": kind.label(source),
              "uses_labels": kind.uses_labels(source), "supervised_region_source": kind.supervised(source), "wall_seconds": seconds,
              "config_hash": fingerprint(cell, config, weights), "base_hash": base_fingerprint(cell, config, weights),
              "task_hashes": {**task_hashes(cell, config), **held_hashes(before, cell, config, out)}, "device": device_name(device), "commit": commit(),
+             **earlier_failures(read_facts(folder)),
              **({"weights_hash": weights_hash(weights)} if weights and kind.init == "imagenet" else {})}
     if kind.pretrain and cell.open_tasks(out):
         facts |= _pretrained(cell, config, out, run, seconds, device)
@@ -82,10 +93,14 @@ def run_cell(cell: Cell, config: StudyConfig, out: Path, device: str, weights: s
             seconds[task] = round(time.monotonic() - began, 2)
     facts |= {"status": "done", **measured(run)}
     write_facts(folder, facts)
-    planned = config.tasks_of(cell.data, cell.arm) or cell.tasks
-    # What is still to come of a cell needs its encoder, whatever is kept of finished ones.
-    _tidy(run, "encoder" if config.keep == "results" and any(not has_results(folder, task) for task in planned) else config.keep)
+    _tidy(run, _keep(cell, config, out))
     return facts
+
+
+def _keep(cell: Cell, config: StudyConfig, out: Path) -> str:
+    """What stays of a cell: what is still to come of it needs its encoder, whatever is kept of finished ones."""
+    planned = config.tasks_of(cell.data, cell.arm) or cell.tasks
+    return "encoder" if config.keep == "results" and any(not has_results(cell.folder(out), task) for task in planned) else config.keep
 
 
 def _pretrained(cell: Cell, config: StudyConfig, out: Path, run: Path, seconds: dict[str, float], device: str) -> dict[str, Any]:
@@ -93,6 +108,8 @@ def _pretrained(cell: Cell, config: StudyConfig, out: Path, run: Path, seconds: 
     fields = make_regions(config, out, cell.data, cell.arm, cell.fold, device)
     settings = config.pretrain_config(cell.data, images=str(out / "folds" / cell.data / f"{cell.fold}.pretrain.csv"), out=str(run), seed=cell.fold, device=device,
                                       progress=False, panel_every=0, **fields)
+    if "checkpoint_minutes" not in config.pretrain:
+        settings = settings.replace(checkpoint_minutes=_CHECKPOINT_MINUTES)
     scaled = scaled_epochs(cell, out, settings.epochs) if arm(cell.arm).time_of else {}
     if scaled:
         settings = settings.replace(epochs=scaled["epochs"])
@@ -118,7 +135,8 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         more["run"] = str(run)
     else:
         plain = config.pretrain_config(cell.data, images="images", out="out")
-        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size, "channels": plain.channels,
+        more |= {"run": None, "encoder": plain.encoder, "image_size": plain.image_size,
+                 "channels": plain.channels or _channels(out / "folds" / cell.data / f"{cell.fold}.pretrain.csv", ReadSettings(**data.read)),
                  "intensity": data.read.get("intensity", plain.intensity), "aspect": data.read.get("aspect", "pad"), "init": "scratch" if kind.init == "scratch" else weights}
     settings = config.finetune_config(task, **{**config.block_settings(task, cell.data, cell.arm), **more})
     if kind.longer and not settings.linear_probe:
@@ -126,6 +144,16 @@ def task_config(cell: Cell, config: StudyConfig, out: Path, run: Path, task: str
         extra = config.pretrain_config(cell.data, images="images", out="out").epochs
         settings = dataclasses.replace(settings, epochs=settings.epochs + extra, patience=settings.patience * (settings.epochs + extra) // settings.epochs)
     return settings
+
+
+def _channels(images: Path, read: ReadSettings) -> int:
+    """Channels of the first image that can be read of those that the other arms pre-train on, whose networks have as many."""
+    for record in read_list(images, settings=read):
+        try:
+            return int(read_image(record, read).shape[0])
+        except UnreadableImage:
+            continue
+    raise StudyError(f"study: {images.name} must list at least one image that can be read, got none. Look at the files.")
 
 
 def _tidy(run: Path, keep: str) -> None:

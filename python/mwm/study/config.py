@@ -16,16 +16,17 @@ from mwm.data import ReadSettings
 from mwm.study.analysis import Plan
 from mwm.study.errors import StudyError
 from mwm.study.sources import Source, arm
+from mwm.study.typed import check_encoder, check_types
 from mwm.train import PretrainConfig
 from mwm.train.config import as_number, read_yaml
 from mwm.transfer import FinetuneConfig
 
 TASKS = ("classify", "probe", "segment", "detect")
 _PRETRAIN_FIXED = frozenset({"images", "out", "regions", "foreground", "split", "prompt", "localizer", "seed", "resume", "overwrite", "device",
-                             "mask", "mask_settings", "mask_ratio", "high", "low", "region_weight"})
+                             "mask", "mask_settings", "mask_ratio", "high", "low", "region_weight", "read", "localizer_checkpoint", "localizer_revision"})
 _FINETUNE_FIXED = frozenset({"run", "data", "out", "init", "encoder", "image_size", "channels", "intensity", "aspect", "labels", "task", "linear_probe", "knn",
                              "seed", "resume", "overwrite", "device", "store_weights", "allow_leak"})
-"""What the study sets by itself: a value in the file would be ignored in some arms and count in others."""
+"""What the study sets by itself, or a data set says (read): a value in the file would be ignored in some arms and count in others."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -129,10 +130,13 @@ class StudyConfig:
         for name in ("pretrain", "finetune", "source", "analysis"):
             _need(isinstance(getattr(self, name), dict), name, "a mapping of settings", getattr(self, name))
         _set_by_user(self.pretrain, _PRETRAIN_FIXED, "pretrain")
+        check_types(self.pretrain, PretrainConfig, "pretrain")
+        check_encoder(self.pretrain.get("encoder", PretrainConfig.encoder))
         _check_tasks(self.finetune, TASKS, "finetune")
-        Plan.from_dict(self.analysis)
+        Plan.from_dict(self.analysis, self.data)
         for block in self.blocks:
             self.source_of(block.data)
+            ReadSettings.from_dict({"intensity": self.pretrain.get("intensity", PretrainConfig.intensity), **self.data[block.data].read})
             others = sorted(set(self.data[block.data].read) - {"aspect", "intensity"})
             for name in block.arms:
                 _need(arm(name).pretrain or not others, f"data.{block.data}.read", f"of aspect and intensity alone where {name}, which has no pre-training, is an arm",
@@ -231,6 +235,7 @@ def _check_tasks(settings: Any, tasks: tuple[str, ...], where: str) -> None:
         _need(name in tasks, where, f"by task: {' | '.join(tasks)}", name)
         _need(isinstance(own, dict), f"{where}.{name}", "a mapping of settings", own)
         _set_by_user(_known(own, FinetuneConfig, f"{where}.{name}"), _FINETUNE_FIXED, f"{where}.{name}")
+        check_types(own, FinetuneConfig, f"{where}.{name}")
 
 
 def _block(values: Any, sets: dict[str, DataSet]) -> Block:
@@ -257,6 +262,7 @@ def _data_set(settings: dict[str, Any]) -> DataSet:
     _need(folds == "fit" or (isinstance(folds, int) and not isinstance(folds, bool) and 3 <= folds <= 1000), f"{where}.folds", "a whole number from 3 to 1000, or fit", folds)
     for name in ("read", "source"):
         _need(isinstance(settings.get(name, {}), dict), f"{where}.{name}", "a mapping of settings", settings.get(name))
+    _need("size" not in settings.get("read", {}), f"{where}.read", "without size, which pretrain.image_size gives", settings.get("read"))
     ReadSettings.from_dict(settings.get("read", {}))
     return DataSet(**{**settings, "labels": tuple(labels) if labels else None})
 

@@ -1,8 +1,8 @@
 """Regions of a supervised localizer by cross-fitting: no image is mapped by a network that saw a mask of its patient.
 
 The masks of the fold's training rows are split by patient into K parts; localizer k learns from the masks of the other K - 1 parts and
-maps the images of part k. Images of other rows that a run may pre-train on (val, unlabelled) get the mean of the K maps; their masks are not
-read. Test rows are not touched at all. The localizer is the network of `tiny` from scratch, not its shipped weights, which have seen patients that this
+maps the images of part k, unlabelled ones of its patients included. Images of other patients that a run may pre-train on (val, unlabelled) get the mean of the K
+maps; their masks are not read. Test rows are not touched at all. The localizer is the network of `tiny` from scratch, not its shipped weights, which have seen patients that this
 fold evaluates on. The result is a folder as `mwm localize` writes it.
 """
 
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mwm.data import DataError, MissingRegion, ReadSettings, Record, RegionCache, content_digest, read_image, read_list, read_record_mask
+from mwm.data import DataError, MissingRegion, ReadSettings, Record, RegionCache, UnreadableImage, content_digest, read_image, read_list, read_record_mask
 from mwm.data.regions import INDEX
 from mwm.localize.protocol import default_device
 from mwm.localize.refine import RefineSettings, refine
@@ -71,7 +71,7 @@ def crossfit_regions(
     read: ReadSettings | None = None,
     others: Sequence[str] = ("val", "unlabelled"),
 ) -> Crossfit:
-    """Make the regions of one fold.
+    """Make the regions of one fold; images that cannot be read get none, as pre-training leaves them out.
 
     Args:
         fold: Index CSV with the columns file, split, patient, mask, label; its `split` is that of the fold.
@@ -103,11 +103,11 @@ def crossfit_regions(
     records = [r for r in read_list(fold, root=root, settings=read) if r.split == "train" or r.split in others]
     train = [r for r in records if r.split == "train"]
     part_of = patient_parts(train, parts, seed)
-    mixed = sorted({str(r.patient) for r in records if r.split != "train" and r.patient in part_of})
+    mixed = sorted({str(r.patient) for r in records if r.split not in ("train", "unlabelled") and r.patient in part_of})
     if mixed:
         raise DataError(f"crossfit: each patient must be in one split, got {len(mixed)} that are in train and in another (patient hash "
                         f"{hashlib.blake2b(mixed[0].encode(), digest_size=4).hexdigest()}). Split by patient.")
-    learnt = [r for r in train if r.mask is not None]
+    learnt = [r for r in train if _learnt(r)]
     lacking = [k for k in range(parts) if not any(part_of[str(r.patient)] != k for r in learnt)]
     if lacking:
         raise DataError(f"crossfit: training rows must have masks in at least two of the {parts} parts, got {len(learnt)} masks. Fill the column mask.")
@@ -120,9 +120,11 @@ def crossfit_regions(
     if ready is not None:
         return Crossfit(out, parts, ready["dice"], ready["images"], ready, time.monotonic() - began)
     where = default_device(device)
-    maps, sizes, masks = _maps(records, part_of, parts, prompt, settings, read, seed, where)
-    facts = _write(out, fingerprint, records, maps, sizes, masks, part_of, refinement, seen,
-                   {"parts": parts, "seed": seed, "prompt": prompt, "fit": asdict(settings), "device": where.type}, read)
+    images, unreadable = _read(records, read)
+    records = [record for record in records if record.name in images]
+    maps = _maps(records, images, part_of, parts, prompt, settings, read, seed, where)
+    facts = _write(out, fingerprint, records, maps, [images[record.name][1] for record in records], part_of, refinement, seen,
+                   {**({"unreadable": unreadable} if unreadable else {}), "parts": parts, "seed": seed, "prompt": prompt, "fit": asdict(settings), "device": where.type}, read)
     return Crossfit(out, parts, facts["dice"], facts["images"], facts, time.monotonic() - began)
 
 
@@ -165,23 +167,36 @@ def patient_parts(records: Sequence[Record], parts: int, seed: int) -> dict[str,
     return chosen
 
 
-def _maps(records: list[Record], part_of: dict[str, int], parts: int, prompt: str, settings: FitSettings, read: ReadSettings, seed: int,
-          device: torch.device) -> tuple[Tensor, list[tuple[int, int]], dict[int, Tensor]]:
-    """Heat maps of all records [N, SIZE, SIZE] on the CPU, the sizes of their images, and the masks of training rows by position."""
-    images, sizes, masks = [], [], {}
+def _read(records: list[Record], read: ReadSettings) -> tuple[dict[str, tuple[Tensor, tuple[int, int]]], list[str]]:
+    """By name: what the network sees of an image, uint8 [SIZE, SIZE], and the image's height and width; and the names of those that cannot be read."""
+    images, unreadable = {}, []
+    for record in records:
+        try:
+            image = read_image(record, read)
+        except UnreadableImage:
+            unreadable.append(record.name)
+        else:
+            images[record.name] = standard_image(image), (int(image.shape[1]), int(image.shape[2]))
+    return images, unreadable
+
+
+def _maps(records: list[Record], images: dict[str, tuple[Tensor, tuple[int, int]]], part_of: dict[str, int], parts: int, prompt: str, settings: FitSettings,
+          read: ReadSettings, seed: int, device: torch.device) -> Tensor:
+    """Heat maps of all records on the CPU. float32 [N, SIZE, SIZE]"""
+    masks, shown = {}, False
     for place, record in enumerate(records):
-        image = read_image(record, read)
-        images.append(standard_image(image))
-        sizes.append((int(image.shape[1]), int(image.shape[2])))
-        if record.split == "train" and record.mask is not None:
-            masks[place] = read_record_mask(record.mask, record, read)
-    if not any(bool((mask > 0.5).any()) for mask in masks.values()):
+        if _learnt(record):
+            mask = read_record_mask(record.mask, record, read)
+            shown |= bool((mask > 0.5).any())
+            masks[place] = standard_mask(mask)  # full masks of thousands of X-rays would not fit
+    if not shown:
         raise MissingRegion("crossfit: training masks must show something, got empty ones only. Check the column mask.")
-    resident = torch.stack(images).to(device)
+    resident = torch.stack([images[record.name][0] for record in records]).to(device)
     targets = torch.zeros_like(resident)
     for place, mask in masks.items():
-        targets[place] = standard_mask(mask).to(device)
-    part = torch.tensor([part_of[str(r.patient)] if r.split == "train" else -1 for r in records])
+        targets[place] = mask.to(device)
+    # Unlabelled images of a training patient go with the patient: the others' mean would hold localizers that saw it.
+    part = torch.tensor([part_of.get(str(r.patient), -1) if r.split in ("train", "unlabelled") else -1 for r in records])
     known = torch.tensor([place in masks for place in range(len(records))])
     total = torch.zeros(resident.shape, dtype=torch.float32, device=device)
     with _deterministic():
@@ -191,10 +206,15 @@ def _maps(records: list[Record], part_of: dict[str, int], parts: int, prompt: st
             own, rest = (torch.nonzero(part == which).flatten().to(device) for which in (k, -1))
             total[own] = heat_maps(model, resident[own], prompt, settings)
             total[rest] += heat_maps(model, resident[rest], prompt, settings) / parts
-    return total.cpu(), sizes, masks
+    return total.cpu()
 
 
-def _write(out: Path, fingerprint: str, records: list[Record], maps: Tensor, sizes: list[tuple[int, int]], masks: dict[int, Tensor], part_of: dict[str, int],
+def _learnt(record: Record) -> bool:
+    """Whether a localizer may learn from the mask of a row."""
+    return record.split == "train" and record.mask is not None
+
+
+def _write(out: Path, fingerprint: str, records: list[Record], maps: Tensor, sizes: list[tuple[int, int]], part_of: dict[str, int],
            refinement: RefineSettings, seen: dict[str, str], told: dict[str, Any], read: ReadSettings) -> dict[str, Any]:
     """Put the regions on disk, the index last, so that a cut call leaves nothing that looks finished."""
     cache = RegionCache(out)
@@ -207,8 +227,8 @@ def _write(out: Path, fingerprint: str, records: list[Record], maps: Tensor, siz
         cache.put(key, region)
         cache.assign(record.id, key)
         empty += not bool(region.any())
-        if place in masks and bool((masks[place] > 0.5).any()):
-            dice[place] = _dice(region > 0, masks[place] > 0.5)
+        if _learnt(record) and bool((mask := read_record_mask(record.mask, record, read) > 0.5).any()):
+            dice[place] = _dice(region > 0, mask)
     part = {place: part_of[str(records[place].patient)] for place in dice}
     by = lambda name: {str(key): round(fmean(v for p, v in dice.items() if name(p) == key), 4) for key in sorted({name(p) for p in dice})}  # noqa: E731
     facts = {"kind": LABEL, "cross-fitted": True, **told, "dice": fmean(dice.values()), "dice_median": median(dice.values()),
@@ -230,7 +250,8 @@ def _ready(out: Path, fingerprint: str, records: list[Record]) -> dict[str, Any]
     cache = RegionCache(out)
     if cache.meta.get("localizer") != fingerprint:
         raise DataError(f"crossfit: {out} must hold the regions of these images, masks and settings, got those of others. Remove it, or choose another folder.")
-    return cache.meta["source"] if all(cache.has(record) for record in records) else None
+    unreadable = set(cache.meta["source"].get("unreadable", ()))
+    return cache.meta["source"] if all(cache.has(record) or record.name in unreadable for record in records) else None
 
 
 def _dice(found: Tensor, truth: Tensor) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mwm.study.endpoints import Statistic
 from mwm.study.errors import StudyError
-from mwm.transfer.coco_metrics import Matches, average_precision, match
+from mwm.transfer.coco_metrics import RECALLS, Matches, match
 
 KINDS = {"box": "bbox", "mask": "segm"}
 FIGURES = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
@@ -75,21 +75,46 @@ class Detections:
         if key in self._seen:
             return self._seen[key]
         place = {patient: k for k, patient in enumerate(self.patients)}
-        owners = [np.array([place[name] for name in fold.patient], dtype=np.int64) for fold in self.folds.values()]
-        values = np.full((len(counts), len(FIGURES)), np.nan)
-        for k, row in enumerate(counts):
-            total, objects = np.zeros(len(FIGURES)), 0.0
-            for owner, fold in zip(owners, self.folds.values(), strict=True):
-                weights = row[owner]
-                held = sum(float((weights * matches.objects).sum()) for matches in fold.tables[kind])
-                if held:
-                    precision = np.array([average_precision(matches, weights)[0] for matches in fold.tables[kind]])
-                    total += held * np.array([np.nanmean(precision[:, thresholds]) for thresholds in FIGURES.values()])
-                    objects += held
-            if objects:
-                values[k] = total / objects
+        total, objects = np.zeros((len(counts), len(FIGURES))), np.zeros(len(counts))
+        for fold in self.folds.values():
+            weights = counts.astype(np.float64)[:, [place[name] for name in fold.patient]]
+            held = sum(weights @ matches.objects for matches in fold.tables[kind])
+            precision = np.stack([_precision(matches, weights) for matches in fold.tables[kind]])  # [K, R, 10]
+            known = np.isfinite(precision)
+            for k, thresholds in enumerate(FIGURES.values()):
+                number = known[:, :, thresholds].sum((0, 2))  # a class without objects in a draw is left out
+                total[:, k] += held * np.where(known, precision, 0)[:, :, thresholds].sum((0, 2)) / np.maximum(number, 1)
+            objects += held
+        values = np.divide(total, objects[:, None], out=np.full(total.shape, np.nan), where=objects[:, None] > 0)
         self._seen[key] = values
         return values
+
+
+def _precision(matches: Matches, weights: NDArray) -> NDArray:
+    """`average_precision` of many draws at once.
+
+    Recall rises at hits alone, and the highest precision from a place on is that of a hit; so it is enough to look at those.
+
+    Args:
+        matches: Of one class.
+        weights: How often each image counts in each draw. float64 [R, I]
+
+    Returns:
+        float64 [R, 10]; NaN where a draw has no object.
+    """
+    objects = weights @ matches.objects
+    values, each = np.zeros((len(weights), 10)), weights[:, matches.image]
+    shown = np.cumsum(each, 1) if matches.counts.all() else None
+    for t in range(10):
+        hits = np.flatnonzero(matches.hit[t] & matches.counts[t])
+        if len(hits):
+            found = np.cumsum(each[:, hits], 1)
+            precision = found / ((np.cumsum(each * matches.counts[t], 1) if shown is None else shown)[:, hits] + np.spacing(1))
+            envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+            passed = np.searchsorted(RECALLS, found / np.where(objects > 0, objects, 1)[:, None], side="right")
+            values[:, t] = (envelope * np.diff(passed, axis=1, prepend=0)).sum(1) / len(RECALLS)
+    values[objects == 0] = np.nan
+    return values
 
 
 def read_detections(cells: Sequence[tuple[int, Path]], patients: Mapping[int, Mapping[str, str]]) -> Detections:

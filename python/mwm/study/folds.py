@@ -18,6 +18,7 @@ import difflib
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def assign(data: Indexed, *, folds: int | str = 5, seed: int = 0, val_share: flo
         Splits [folds][rows], and whether the data set is only to be described (a class with fewer than five patients).
 
     Raises:
-        StudyError: fewer than two classes, or a class with too few patients.
+        StudyError: fewer than two classes, a class with too few patients, a label in two spellings, or an image that is listed twice.
     """
     table = _tally(data, folds)
     units, counts, number = table.units, table.counts, table.folds
@@ -125,6 +126,17 @@ class _Tally:
 def _tally(data: Indexed, folds: int | str) -> _Tally:
     labelled = [k for k, row in enumerate(data.rows) if row.label and (row.split or "").lower() != UNLABELLED]
     classes = sorted({data.rows[k].label for k in labelled})
+    # What read_list and the tasks refuse would end every cell, some of them after their pre-training.
+    named = Counter((row.file, row.frame) for row in data.rows)
+    twice = next((file for (file, _), count in named.items() if count > 1), None)
+    if twice is not None:
+        raise StudyError(f"study: each image must be listed once, got {twice!r} {max(n for (f, _), n in named.items() if f == twice)} times. Remove all rows of it but one.")
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(name.casefold().replace("_", " ").replace("-", " "), []).append(name)
+    for names in spelt.values():
+        if len(names) > 1:
+            raise StudyError(f"study: a label must be written in one way, got {' and '.join(map(repr, names))}. Make them one.")
     if len(classes) < 2:
         raise StudyError(f"study: data must hold at least two classes, got {', '.join(map(str, classes)) or 'no labels'}. Add the images of another class.")
     units = sorted({data.unit(k) for k in labelled})

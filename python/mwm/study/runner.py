@@ -120,7 +120,10 @@ def run_jobs(jobs: Sequence[Job], config: StudyConfig, out: Path, *, device: str
                     continue
                 outcome.ended[job.name] = error
                 if error is not None and job.cell is not None:
-                    write_failure(job.cell, config, out, error, weights)
+                    try:
+                        write_failure(job.cell, config, out, error, weights)
+                    except OSError as problem:  # such as a full disk, which must not end the cells that run
+                        say(f"{job.name}: cell.json cannot be written: {_sentence(problem)}")
                 say(f"{len(outcome.ended)}/{total} {job.name}: {'done' if error is None else f'FAILED: {error}'} ({time.monotonic() - began:.0f} s)")
         outcome.left = [job.name for job in waiting] + [job.name for job, _ in busy.values()]
         return outcome
@@ -194,7 +197,7 @@ def _work(pipe: Connection, parent: int, config: StudyConfig, out: Path, device:
             with (out / "workers.log").open("a", encoding="utf-8") as log:
                 error = _do(job, config, out, device, weights, log)
         except Exception as problem:  # a job must not take its worker along
-            error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            error = _sentence(problem)
         pipe.send(error)
 
 
@@ -214,12 +217,17 @@ def _do(job: Job, config: StudyConfig, out: Path, device: str, weights: str | No
             else:
                 with locked(out / "locks" / job.cell.name.replace("/", "-")):  # another call of the same study waits, and then finds the cell done
                     run_cell(job.cell, config, out, device, weights)
-        except (ValueError, OSError, FileExistsError) as problem:
-            traceback.print_exc()
-            return str(problem).splitlines()[0]
         except Exception as problem:
             traceback.print_exc()
-            return f"{type(problem).__name__}: {problem}".splitlines()[0]
+            return _sentence(problem)
         finally:
             log.flush()
     return None
+
+
+def _sentence(problem: Exception) -> str:
+    """One line of an error; with its type, where it was not written for a reader."""
+    lines = str(problem).splitlines() or [""]
+    # A loader worker's error arrives with its traceback as text; the last line holds the message.
+    words = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") and len(lines) > 1 else lines[0]
+    return words if words and isinstance(problem, (ValueError, OSError)) else f"{type(problem).__name__}: {words}".rstrip(": ")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mwm.data import ReadSettings, Record, read_image, read_list
+from mwm.data import ReadSettings, Record, UnreadableImage, read_image, read_list
 from mwm.data.csv_cells import file_cell, text_cell
 from mwm.study.endpoints import Answers
 from mwm.study.errors import StudyError
@@ -55,7 +55,7 @@ def features(record: Record) -> NDArray:
 
 
 def shortcut(folds: Sequence[str | Path], *, progress: bool = False) -> Shortcut:
-    """Fit and test the shortcut classifier on every fold.
+    """Fit and test the shortcut classifier on every fold; images that cannot be read are left out, as the tasks leave them out.
 
     Args:
         folds: CSV of each fold, with the splits train, val, test.
@@ -63,9 +63,8 @@ def shortcut(folds: Sequence[str | Path], *, progress: bool = False) -> Shortcut
 
     Raises:
         StudyError: the folds differ in their classes.
-        UnreadableImage: an image cannot be read.
     """
-    known: dict[str, NDArray] = {}
+    known: dict[str, NDArray | None] = {}
     parts, strengths, names = [], {}, None
     for fold, path in enumerate(folds):
         records = [record for record in read_list(path) if record.label and record.split in ("train", "val", "test")]
@@ -75,7 +74,11 @@ def shortcut(folds: Sequence[str | Path], *, progress: bool = False) -> Shortcut
         names = classes
         for record in tqdm(records, desc=f"shortcut, fold {fold}", unit="img", disable=not progress, leave=False):
             if record.name not in known:
-                known[record.name] = features(record)
+                try:
+                    known[record.name] = features(record)
+                except UnreadableImage:
+                    known[record.name] = None
+        records = [record for record in records if known[record.name] is not None]
         of = {split: [record for record in records if record.split == split] for split in ("train", "val", "test")}
         x = {split: np.stack([known[record.name] for record in held]) for split, held in of.items()}
         y = {split: np.array([classes.index(record.label) for record in held]) for split, held in of.items()}

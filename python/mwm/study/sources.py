@@ -17,6 +17,7 @@ from mwm.study.crossfit import LABEL as SUPERVISED
 from mwm.study.crossfit import FitSettings, crossfit_regions
 from mwm.study.errors import StudyError
 from mwm.study.shuffle import shuffle_regions
+from mwm.study.typed import check_types
 from mwm.train.masks import own_names
 
 USES_LABELS, TEXT_GUIDED, UNGUIDED, NO_REGIONS = "uses labels", "text-guided", "no text, no masks", "no regions"
@@ -70,7 +71,7 @@ class Arm:
         if self.shuffled:
             return f"regions of other images ({kind})"
         if self.foreground:
-            return f"foreground by threshold; number hidden: {kind}" if self.counts_only else f"{kind}; foreground by threshold"
+            return f"foreground by {source.foreground[0]}; number hidden: {kind}" if self.counts_only else f"{kind}; foreground by {source.foreground[0]}"
         return f"number hidden only: {kind}" if self.counts_only else kind
 
     def kind(self, source: Source) -> str:
@@ -118,6 +119,7 @@ class Source:
     foreground: tuple[str, str] = ("threshold", "body")
 
     def __post_init__(self) -> None:
+        check_types(vars(self), Source, "source")
         if self.name == "tiny":
             raise StudyError("study: the source of regions must not be tiny, whose shipped weights have learnt from masks of patients that the study evaluates on. "
                              "Take crossfit: the same network, trained anew in every fold, each image mapped by a localizer that never saw its patient.")
@@ -128,17 +130,19 @@ class Source:
         if self.name not in ("masks", "edges") and not self.prompt:
             raise StudyError(f"study: the source {self.name} must have a prompt, got none. Add prompt: TEXT to the data set.")
         for field_, least, value in (("parts", 2, self.parts), ("steps", 1, 1 if self.steps is None else self.steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if value < least:
                 raise StudyError(f"study: {field_} of a source must be a whole number of at least {least}, got {value!r}.")
-        for field_, value in (("refine", self.refine), ("settings", self.settings)):
-            if not isinstance(value, Mapping):
-                raise StudyError(f"study: {field_} of a source must be a mapping of settings, got {value!r}.")
+        taken = sorted({"checkpoint", "device"} & set(self.settings))
+        if taken:  # a checkpoint that learnt from masks would not be seen there, and its regions called text-guided
+            raise StudyError(f"study: settings of a source must be without checkpoint and device, got {', '.join(taken)}. The checkpoint is a field of the source; the device is "
+                             "that of the study.")
         try:
             RefineSettings(**self.refine)
         except (TypeError, ValueError) as error:
             raise StudyError(f"study: refine of a source must hold fields of RefineSettings, got {dict(self.refine)!r} ({error}).") from error
-        if isinstance(self.foreground, str) or len(self.foreground) != 2:
-            raise StudyError(f"study: foreground of a source must be [localizer, prompt], got {self.foreground!r}.")
+        known = [name for name in known if name not in ("crossfit", "masks")]
+        if self.foreground[0] not in known:
+            raise StudyError(f"study: foreground of a source must be [localizer, prompt] with one of {', '.join(known)}, got {list(self.foreground)!r}.")
 
     @property
     def kind(self) -> str:
@@ -189,9 +193,9 @@ def arm(name: str) -> Arm:
         raise StudyError(f"study: arms must be named by texts, got {name!r}.")
     if name in ARMS:
         return ARMS[name]
-    if found := _UNIFORM.fullmatch(name):
+    if (found := _UNIFORM.fullmatch(name)) and int(found[1]):
         return Arm(name, f"uniform, {found[1]} % hidden", source=None, settings={"mask": "uniform", "mask_ratio": int(found[1]) / 100})
-    if (found := _REGION.fullmatch(name)) and int(found[1]) >= int(found[2]):
+    if (found := _REGION.fullmatch(name)) and int(found[1]) >= max(1, int(found[2])):
         high, low = int(found[1]) / 100, int(found[2]) / 100
         return Arm(name, f"region {high} inside, {low} outside", settings=_region(high, low))
     if name in own_names():
@@ -199,7 +203,7 @@ def arm(name: str) -> Arm:
         return Arm(name, f"masks of {name} ({describe_policy(name)})", source=MAIN if policy.needs_region else None, foreground=policy.needs_foreground, settings={"mask": name})
     near = difflib.get_close_matches(str(name), ARMS, 1, 0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise StudyError(f"study: arms must be among {', '.join([*ARMS, *own_names()])}, uniformNN and regionHH_LL (high at least low), got {name!r}.{hint}")
+    raise StudyError(f"study: arms must be among {', '.join([*ARMS, *own_names()])}, uniformNN and regionHH_LL (per cent, above 0, high at least low), got {name!r}.{hint}")
 
 
 def region_fields(arm: Arm, source: Source, fold: str | Path, folder: str | Path, *, seed: int, device: Any = None, read: ReadSettings | None = None,

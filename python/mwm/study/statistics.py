@@ -6,7 +6,8 @@ apart (`fold_values`).
 
 A percentile interval of few clusters is too narrow: it lacks the factor sqrt(n / (n - 1)) and the step from the normal to Student's t. Both are put
 back by widening the tail probability (Hesterberg, "What teachers should know about the bootstrap", 2015, "expanded percentile interval"); with 29
-patients 2.5 % becomes 1.9 %. The p value is the level at which that interval would just exclude zero, so that p < 0.05 and an interval without zero are the same.
+patients 2.5 % becomes 1.9 %. The p value is the level at which that interval would just exclude zero, so that p < 0.05 and an interval without zero are the same,
+up to one draw.
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ class Contrast:
 
 @functools.lru_cache(maxsize=2)
 def draws(patients: int, *, rounds: int = ROUNDS, seed: int = 0) -> NDArray:
-    """How often each patient is drawn; depends on nothing but the arguments, so that all arms see the same draws. uint8 or int32 [R, P]"""
-    counts = np.random.default_rng([seed, patients]).multinomial(patients, np.full(patients, 1 / patients), size=rounds).astype(np.uint8 if patients < 256 else np.int32)
+    """How often each patient is drawn; depends on nothing but the arguments, so that all arms see the same draws. uint8, uint16 or int32 [R, P]"""
+    generator, chances = np.random.default_rng([seed, patients]), np.full(patients, 1 / patients)
+    counts = np.empty((rounds, patients), dtype=np.uint8 if patients < 2**8 else np.uint16 if patients < 2**16 else np.int32)
+    for k in range(0, rounds, _BLOCK):  # numpy's eight bytes a count would take most of a gigabyte for ten thousand patients
+        counts[k : k + _BLOCK] = generator.multinomial(patients, chances, size=min(_BLOCK, rounds - k))
     counts.flags.writeable = False  # shared by all callers
     return counts
 
@@ -93,19 +97,17 @@ def estimate(answers: Answers, endpoint: str, *, rounds: int = ROUNDS, seed: int
         rounds: Bootstrap draws.
         seed: Of the draws.
 
-    Raises:
-        StudyError: fewer than two patients.
+    Returns:
+        The estimate; of a single patient without an interval (NaN).
     """
-    _check(len(answers.patients))
     return estimate_of(statistic(answers, endpoint), patients=len(answers.patients), images=len(answers.file), by_fold=fold_values(answers, endpoint), rounds=rounds, seed=seed)
 
 
 def estimate_of(of: Statistic, *, patients: int, images: int, by_fold: dict[int, float], rounds: int = ROUNDS, seed: int = 0) -> Estimate:
     """`estimate` for a statistic that is given as a function of the patients' counts, such as AP."""
-    _check(patients)
     value = float(of(np.ones((1, patients)))[0])
     sample = _sample(of, patients, rounds, seed)
-    tail = expanded(0.05, patients)
+    tail = expanded(0.05, patients) if len(sample) else 0.0
     low, high = np.quantile(sample, (tail, 1 - tail)) if len(sample) else (math.nan, math.nan)
     each = [value for value in by_fold.values() if math.isfinite(value)] or [math.nan]
     return Estimate(value, float(low), float(high), images, patients, len(by_fold), (min(each), max(each)))
@@ -131,7 +133,6 @@ def contrast(first: Answers, second: Answers, endpoint: str, *, rounds: int = RO
 
 def compare(one: Statistic, other: Statistic, *, patients: int, images: int, by_fold: dict[int, float], rounds: int = ROUNDS, seed: int = 0) -> Contrast:
     """`contrast` for statistics that are given as functions of the patients' counts, such as AP."""
-    _check(patients)
     ones = np.ones((1, patients))
     difference = float(one(ones)[0] - other(ones)[0])
     sample = _sample(lambda counts: one(counts) - other(counts), patients, rounds, seed)
@@ -181,6 +182,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _sample(of: Statistic, patients: int, rounds: int, seed: int) -> NDArray:
     """Endpoint of each draw; draws in which it is not defined are left out. float64 [<= R]"""
+    if patients < 2:  # the first fold of a small study may hold one; there is nothing to draw from
+        return np.zeros(0)
     counts = draws(patients, rounds=rounds, seed=seed)
     values = np.concatenate([of(counts[k : k + _BLOCK]) for k in range(0, rounds, _BLOCK)])
     return values[np.isfinite(values)]
@@ -193,8 +196,3 @@ def _p_value(sample: NDArray, patients: int) -> float:
     if tail >= 0.5:
         return 1.0
     return float(min(1.0, 2 * t.cdf(norm.ppf(tail) / math.sqrt(patients / (patients - 1)), patients - 1)))
-
-
-def _check(patients: int) -> None:
-    if patients < 2:
-        raise StudyError(f"statistics: answers must be of at least two patients, got {patients}. An interval over patients needs several.")

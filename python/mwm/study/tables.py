@@ -189,7 +189,7 @@ def _mean(values: Any) -> float | None:
 def _figure(figure: Estimate, endpoint: str, kind: str) -> str:
     if not math.isfinite(figure.value):
         return "not defined"
-    if kind == DESCRIPTIVE:
+    if kind == DESCRIPTIVE or not math.isfinite(figure.low):  # of a single patient there is no interval
         return _number(figure.value, endpoint)
     return f"{_number(figure.value, endpoint)} ({_number(figure.low, endpoint)} to {_number(figure.high, endpoint)})"
 

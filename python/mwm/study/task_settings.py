@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mwm.study.analysis import Plan
 from mwm.study.cell_files import CELL, PROGRESS, Cell, has_results, read_facts, same_cell, settings_of_task, write_facts
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
@@ -40,19 +41,34 @@ def split_hashes(before: StudyConfig, out: Path) -> None:
 
 
 def refuse_changed(config: StudyConfig, out: Path) -> None:
-    """Refuse settings of a task that are not those of results that are there: changed after a look at results, they are another study.
+    """Refuse settings of a task that are not those of results that are there, and another plan of what is primary: changed after a look at results, they are another study.
 
     Args:
         config: the study as it is now.
         out: its folder.
 
     Raises:
-        StudyError: a task of a cell has results, or has been begun, with other settings.
+        StudyError: a task of a cell has results, or has been begun, with other settings; or what is primary, descriptive, or of interest was another before them.
     """
+    _refuse_other_plan(config, out)
     for cell in cells_there(config, out):
         for task in cell.tasks:
             if _held(cell, config, out, task) not in (None, config.task_fingerprint(task, cell.data, cell.arm)):
                 raise StudyError(f"study: {task} of {cell.name} must have been run with the settings of now, got results of others. Choose another --out, or restore its settings.")
+
+
+def _refuse_other_plan(config: StudyConfig, out: Path) -> None:
+    """Refuse another primary contrast, endpoint or effect of interest than the study began with, once a data set has results."""
+    stored = out / "study.yaml"
+    if not stored.is_file():
+        return
+    seen = sorted({path.parts[-5] for path in out.glob("cells/*/*/*/*/metrics.json")})
+    before, now = (Plan.from_dict(one.analysis) for one in (StudyConfig.from_yaml(stored), config))
+    for data in seen:
+        then, wanted = ((plan.primary, plan.primary_endpoints.get(data), dict(plan.effects), data in plan.descriptive) for plan in (before, now))
+        if then != wanted:
+            raise StudyError(f"study: primary contrast, primary endpoint, effects and descriptive data sets must stay as they were before the first result, got others for {data}. "
+                             "Restore the section analysis; another question is a further pair of its contrasts, or another study with another --out.")
 
 
 def _held(cell: Cell, config: StudyConfig, out: Path, task: str) -> str | None:
