@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # import-mode importlib does not; made_up.py is shared
 from made_up import ARMS, data_set, study
 
+from mwm.cli import main
 from mwm.study.analysis import DESCRIPTIVE, EXPLORATORY, PRIMARY, Plan, differences, figures
 from mwm.study.collect import COLUMNS, collect
 from mwm.study.config import StudyConfig
@@ -207,3 +208,21 @@ def test_empty_regions_are_a_share_of_the_regions(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "regions.json").write_text(json.dumps({"meta": {"source": {"kind": "supervised region source", "dice": 0.5, "empty": 5, "regions": 20, "images": 18}}}))
     assert region_facts(tmp_path)[0]["empty"] == 0.25
+
+
+def test_a_failure_stays_listed_when_a_later_call_came_to_an_end(out: Path) -> None:
+    cell = out / "cells" / "toy" / "region" / "1" / "cell.json"
+    cell.write_text(json.dumps({**json.loads(cell.read_text()), "failed_before": ["loss is not finite"]}))
+    text = (report(_config(), out, rounds=20) / "tables.md").read_text()
+    assert "loss is not finite (in an earlier call; a later one came to an end)" in text
+    assert collect(out).answers["toy", "region", "classify", ""].fold.max() == 4  # and its results count
+
+
+def test_a_report_by_another_plan_is_refused(out: Path, tmp_path: Path) -> None:
+    import yaml
+
+    (out / "study.yaml").write_text(yaml.safe_dump(_config().to_dict()))
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(_config(primary=["region", "uniform"]).to_dict()))
+    assert main(["study", str(other), "--report", "--out", str(out)]) == 2 and not (out / "report").exists()
+    assert main(["study", "--report", "--out", str(out)]) == 0 and (out / "report").exists()

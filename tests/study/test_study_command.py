@@ -151,3 +151,14 @@ def test_regions_that_arms_share_come_first_and_once() -> None:
     assert [job.name for job in jobs] == ["regions drawn/0", "drawn/region/0", "regions drawn/1", "drawn/region/1", "drawn/uniform/0", "drawn/uniform/1",
                                           "drawn/scratch/0", "drawn/scratch/1"]
     assert jobs[4].after == {"regions drawn/0"} and not jobs[6].after
+
+
+def test_a_rehearsal_binds_to_no_settings_and_says_that_patients_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_index(tmp_path / "drawn", [{**row, "patient": ""} for row in rows_with_patients(18, 1)])
+    values = {**VALUES, "blocks": [{"data": "drawn", "arms": ["scratch"], "tasks": ["probe"]}]}
+    study(StudyConfig.from_dict(values), StudyOptions(str(tmp_path / "out"), root=str(tmp_path), device="cpu", workers=1, threads=1, dry_run=True))
+    assert "drawn has rows without a patient" in capsys.readouterr().out and not (tmp_path / "out" / "study.yaml").exists()
+    fewer = {**values, "pretrain": {**VALUES["pretrain"], "epochs": 1}}
+    study(StudyConfig.from_dict(fewer), StudyOptions(str(tmp_path / "out"), root=str(tmp_path), device="cpu", workers=1, threads=1, only="/0"))
+    with pytest.raises(StudyError, match="other settings in pretrain"):
+        study(StudyConfig.from_dict(values), StudyOptions(str(tmp_path / "out"), root=str(tmp_path), device="cpu", workers=1, threads=1, dry_run=True))

@@ -118,7 +118,8 @@ def unpack(file: str | Path, out: str | Path, *, folds: Mapping[str, Path] | Non
 def _cell(folder: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Path and text of what tables need of a cell."""
     facts = read_facts(folder)
-    yield CELL, json.dumps(facts | ({"error": _UNTOLD} if facts.get("error") else {}), indent=1) + "\n"
+    untold = {"error": _UNTOLD} if facts.get("error") else {}
+    yield CELL, json.dumps(facts | untold | ({"failed_before": [_UNTOLD]} if facts.get("failed_before") else {}), indent=1) + "\n"
     if (folder / "run" / "config.yaml").is_file():
         whole = yaml.safe_load((folder / "run" / "config.yaml").read_text(encoding="utf-8"))
         resolved = {"resolved": {"regions": regions}} if (regions := (whole.get("resolved") or {}).get("regions")) else {}

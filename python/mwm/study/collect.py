@@ -129,6 +129,7 @@ def collect(out: str | Path) -> Collected:
                 continue
         elif facts.get("status") != "done":
             continue  # still running, or killed: the same command goes on with it
+        found.failed += [(data, arm, seed, f"{error} (in an earlier call; a later one came to an end)") for error in facts.get("failed_before") or () if facts["status"] == "done"]
         if data not in found.folds:
             found.folds[data] = read_fold_patients(root / "folds" / data)
         patients = found.folds[data].test.get(int(facts.get("fold", seed)))

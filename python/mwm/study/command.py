@@ -75,7 +75,8 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     """
     began, out = time.monotonic(), Path(options.out).expanduser()
     device, workers, threads = _resources(options)
-    _claim(config, out)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    _claim(config, out, write=not options.dry_run)
     planned = _cells(config, out, Path(options.root), options.only)
     cells = [cell for cell in planned if options.only in cell.name]
     if not cells:
@@ -90,6 +91,8 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     if any("detect" in cell.tasks for cell in open_cells):
         pycocotools()  # missed now rather than after the other tasks
     _say_again(open_cells, config, out, options.weights)
+    if (options.masks or options.dry_run) and rank:  # one process says it for all
+        return Outcome(left=[cell.name for cell in cells])
     if options.masks:
         facts = draw_ahead(cells, config, out, device)
         for data in dict.fromkeys(row["data_set"] for row in facts):
@@ -99,7 +102,6 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
         with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=out) as scratch:
             print(rehearse(config, cells, out, Path(scratch), device=device, workers=workers, threads=threads, weights=options.weights))
         return Outcome(left=[cell.name for cell in cells])
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     # Shares are those of all cells: another process may have finished some of them before this one looks.
     mine = [cell for cell, open_ in list(zip(cells, todo, strict=True))[rank::world] if open_]
     later = waiting(mine, out, {cell.name for cell in mine}, {cell.name for cell in planned})
@@ -123,9 +125,14 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
 
 
 def write_report(config: StudyConfig, out: Path) -> Path:
-    """results.csv, tables and plots of what is done, in OUT/report."""
+    """results.csv, tables and plots of what is done, in OUT/report.
+
+    Raises:
+        StudyError: nothing is done, or the configuration has another plan or other settings than what is done.
+    """
     from mwm.study.report import report
 
+    refuse_changed(config, out)
     with locked(out / ".report.lock"):
         return report(config, out)
 
@@ -150,6 +157,9 @@ def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
             data = config.data[name]
             folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
             counts[name] = len(folds.paths)
+            if not folds.patients_known:
+                print(f"study: {name} has rows without a patient; each such image counts as a patient of its own, so that images of one may be in training and test. "
+                      "Fill the column patient of the index.", flush=True)
     return [Cell(data, name, fold, tasks) for data, name, tasks in config.pieces() if data in counts for fold in range(counts[data])]
 
 
@@ -169,8 +179,11 @@ def _most_folds(folds: int | str) -> int:
     return folds if isinstance(folds, int) else 5
 
 
-def _claim(config: StudyConfig, out: Path) -> None:
-    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change, and settings of tasks without results."""
+def _claim(config: StudyConfig, out: Path, *, write: bool = True) -> None:
+    """Write study.yaml, or refuse a folder whose study has other numbers; blocks, tables and what is kept may change, and settings of tasks without results.
+
+    Without `write` (a rehearsal) settings stay free until the study begins.
+    """
     import yaml
 
     out.mkdir(parents=True, exist_ok=True)
@@ -187,7 +200,8 @@ def _claim(config: StudyConfig, out: Path) -> None:
             if before.finetune != config.finetune:
                 split_hashes(before, out)
             refuse_changed(config, out)
-        write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        if write:
+            write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _resources(options: StudyOptions) -> tuple[str, int, int]:
