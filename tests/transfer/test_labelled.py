@@ -48,6 +48,32 @@ def test_missing_splits_are_made_by_patient_and_repeat_for_a_seed(tmp_path: Path
     assert [c.split for c in data.cases] != [c.split for c in read_labelled(index, seed=4).cases]
 
 
+def test_patients_whose_first_image_is_always_of_one_class_are_split(tmp_path: Path) -> None:
+    """Slices of a scan from top to bottom: every patient begins with one that shows nothing."""
+    rows = [{"file": f"p{p:02d}_{k}.png", "label": ("across", "along")[k > 1], "patient": f"p{p:02d}"} for p in range(8) for k in range(4)]
+    data = read_labelled(write_index(tmp_path, rows))
+    owners = {split: {case.patient for case in data.of(split)} for split in SPLITS}
+    assert {split: len(found) for split, found in owners.items()} == {"train": 5, "val": 1, "test": 2}
+    assert sum(map(len, owners.values())) == len(set.union(*owners.values()))
+
+
+def test_patients_count_to_the_class_that_fewest_have(tmp_path: Path) -> None:
+    """Three of forty patients have a finding, beside images without: it must not fall out of a split by chance."""
+    rows = [{"file": f"p{p:02d}_{k}.png", "label": "along" if p < 3 and k else "across", "patient": f"p{p:02d}"} for p in range(40) for k in range(2)]
+    index = write_index(tmp_path, rows)
+    for seed in range(5):
+        data = read_labelled(index, seed=seed)
+        assert all({case.label for case in data.of(split)} == {0, 1} for split in SPLITS)
+
+
+def test_masks_need_no_two_patients_of_a_label(tmp_path: Path) -> None:
+    rows = [row | {"mask": row["file"]} for row in rows_with_patients(9)]
+    rows[0]["label"] = rows[1]["label"] = "oblique"
+    data = read_labelled(write_index(tmp_path, rows), need="mask")
+    assert {case.split for case in data.cases if case.patient == "p00"} == {"train"}
+    assert all(data.of(split) for split in SPLITS)
+
+
 def test_missing_val_split_is_taken_from_training_patients_only(tmp_path: Path) -> None:
     rows = [row | {"split": "test" if int(row["patient"][1:]) < 6 else "train"} for row in rows_with_patients()]
     data = read_labelled(write_index(tmp_path, rows))
