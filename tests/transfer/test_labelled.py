@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from drawn import draw, rows_with_patients, with_splits, write_index
 
 from mwm.data import DataError
 from mwm.transfer.config import TransferError
+from mwm.transfer.fractions import keep_fraction
 from mwm.transfer.labelled import SPLITS, read_labelled
 
 
@@ -72,6 +74,21 @@ def test_masks_need_no_two_patients_of_a_label(tmp_path: Path) -> None:
     data = read_labelled(write_index(tmp_path, rows), need="mask")
     assert {case.split for case in data.cases if case.patient == "p00"} == {"train"}
     assert all(data.of(split) for split in SPLITS)
+
+
+def test_slices_of_a_volume_stay_in_one_split_without_patients(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        path = tmp_path / ("across", "along")[k % 2] / f"scan{k}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(rng.normal(0, 9, (8, 8, 6)).astype(np.float32), np.eye(4)), path)
+    data = read_labelled(tmp_path)
+    files = {split: {case.file for case in data.of(split)} for split in SPLITS}
+    assert {split: len(data.of(split)) for split in SPLITS} == {"train": 24, "val": 12, "test": 12}
+    assert {split: len(found) for split, found in files.items()} == {"train": 4, "val": 2, "test": 2}
+    assert not data.patients_known and any("slices of a file stay together" in note for note in data.notes)
+    kept = keep_fraction(data.of("train"), 0.5, seed=0)
+    assert len({case.file for case in kept}) == 2 and len(kept) == 12
 
 
 def test_missing_val_split_is_taken_from_training_patients_only(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class Case:
     mask: Path | None = None
     boxes: list[dict[str, Any]] | None = None
 
+    @property
+    def file(self) -> str:
+        """Relative name of the file that holds the image; slices of a volume have one, and are of one patient."""
+        return self.record.name if self.record.frame is None else self.record.name.rpartition("#")[0]
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -140,7 +145,8 @@ def complete_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str 
     if unsplit and unsplit < len(cases):
         raise TransferError(f"finetune: split must be given for all images or for none, got {unsplit} of {len(cases)} without one. Fill the column.")
     if all(not case.patient for case in cases):
-        notes.append("Patients are not known: images are split and counted one by one, and intervals are too narrow if patients have several.")
+        slices = "; slices of a file stay together" if any(case.record.frame is not None for case in cases) else ""
+        notes.append(f"Patients are not known: images are split and counted one by one{slices}, and intervals are too narrow if patients have several.")
     if unsplit:
         cases = _divide(cases, "", "test", "train", test_share, seed, classes, need)
     if not any(case.split == "test" for case in cases):
@@ -210,7 +216,7 @@ def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float,
 
 
 def _unit(case: Case) -> str:
-    return case.patient or f"image {case.record.id} {case.record.name}"
+    return case.patient or f"image {case.record.id if case.record.frame is None else ''} {case.file}"
 
 
 def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "label", allow_leak: bool = False) -> list[str]:
