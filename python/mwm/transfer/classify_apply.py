@@ -52,7 +52,7 @@ def predict_classes(results: str | Path, images: str | Path, out: str | Path, *,
         UnreadableImage: with `strict`.
     """
     out = Path(out)
-    open_results(out, overwrite=overwrite)
+    open_results(out, overwrite=overwrite, command="predict")
     stored, place = read_model(results), pick_device(device)
     answer = load_classifier(results, place)
     records = read_list(images, split=split, settings=ReadSettings.from_dict(stored.preprocessing.read))

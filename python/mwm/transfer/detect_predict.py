@@ -122,7 +122,7 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
     out = Path(out)
     if not 0 <= least_score <= 1:
         raise TransferError(f"predict: least_score must be in [0, 1], got {least_score!r}.")
-    open_results(out, overwrite=overwrite)
+    open_results(out, overwrite=overwrite, command="predict")
     finder = ObjectFinder(results, device)
     records = list(read_list(images, split=split, settings=finder.settings))
     if any(Path(record.name).is_absolute() or ".." in Path(record.name).parts for record in records):

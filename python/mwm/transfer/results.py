@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from mwm import view
 from mwm.data import SkippedFiles
 from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.export import Encoder
-from mwm.transfer.config import FinetuneConfig
+from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.labelled import SPLITS, Labelled
 from mwm.transfer.metrics import METRICS, auroc, confusion
 from mwm.transfer.stored import StoredModel, write_model
@@ -52,23 +53,40 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def open_results(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that would lose something.
+def open_results(out: Path, *, overwrite: bool, command: str = "finetune") -> None:
+    """Refuse a folder that would lose something, or in which nothing could be written once the work is done.
+
+    Args:
+        out: Where results shall be; a link stands for what it leads to.
+        overwrite: Whether earlier results may be replaced.
+        command: Of which command the messages speak.
 
     Raises:
         FileExistsError: it exists and is not empty, and `overwrite` is off, or it is no folder of results.
+        TransferError: it cannot be replaced as a whole, or nothing can be written beside it.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    place = out.resolve()
+    if os.path.ismount(place) or Path.cwd().is_relative_to(place):
+        raise TransferError(f"{command}: out must be a folder that can be replaced as a whole, got {out}, which is a mounted disk, or the folder that you are in. Name a "
+                            "folder inside it.")
+    above = next(folder for folder in place.parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise TransferError(f"{command}: out must lie in a folder that can be written, got {above} ({error.strerror}). Choose another.") from error
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"finetune: out must be a new folder, got {out}, which exists. Choose another, or add --overwrite.")
-    if not out.is_dir() or not (out / "metrics.json").is_file():
-        raise FileExistsError(f"finetune: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
+        raise FileExistsError(f"{command}: out must be a new folder, got {out}, which exists. Choose another, or add --overwrite.")
+    if not place.is_dir() or not (place / "metrics.json").is_file():
+        raise FileExistsError(f"{command}: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
 
 
 @contextlib.contextmanager
 def new_results(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
+    out = out.resolve()  # a link stays, and leads to the new folder
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
