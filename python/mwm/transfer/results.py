@@ -114,7 +114,7 @@ def base_report(config: FinetuneConfig, encoder: Encoder, data: Labelled, *, met
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """history.csv: one row per epoch, or per setting that was tried."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -161,7 +161,7 @@ def _by_class(data: Labelled, split: str) -> dict[str, int]:
 
 
 def _write_predictions(path: Path, data: Labelled, outcome: Outcome) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "split", "label", "predicted", *(f"p_{name}" for name in data.classes)])
         for split in ("val", "test"):

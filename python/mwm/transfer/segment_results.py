@@ -65,7 +65,7 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_predictions(path: Path, data: Labelled, classes: MaskClasses, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """predictions.csv: one row per image of val and test; a figure that is not defined is an empty cell."""
     several = list(classes.names) if len(classes.names) > 1 else []
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "split", "label", *FIGURES, "pointing", "truth_pixels", "predicted_pixels", *(f"dice_{name}" for name in several)])
         for split, found in rows.items():
