@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,7 +13,7 @@ from drawn import draw, rows_with_patients, with_splits, write_index
 from mwm.data import DataError
 from mwm.transfer.config import TransferError
 from mwm.transfer.fractions import keep_fraction
-from mwm.transfer.labelled import SPLITS, read_labelled
+from mwm.transfer.labelled import SPLITS, lone_patients, read_labelled
 
 
 def tree(root: Path, counts: dict[str, int]) -> Path:
@@ -74,6 +75,14 @@ def test_masks_need_no_two_patients_of_a_label(tmp_path: Path) -> None:
     data = read_labelled(write_index(tmp_path, rows), need="mask")
     assert {case.split for case in data.cases if case.patient == "p00"} == {"train"}
     assert all(data.of(split) for split in SPLITS)
+
+
+def test_a_split_of_one_patient_is_noted(tmp_path: Path) -> None:
+    rows = [{"file": f"{split}{p}_{k}.png", "label": ("across", "along")[k % 2], "patient": f"{split}{p}", "split": split}
+            for split, count in (("train", 2), ("val", 2), ("test", 1)) for p in range(count) for k in range(2)]
+    data = read_labelled(write_index(tmp_path, rows))
+    assert lone_patients(data) == ["test holds one patient only: its figures say nothing about others."]
+    assert lone_patients(replace(data, patients_known=False)) == []
 
 
 def test_slices_of_a_volume_stay_in_one_split_without_patients(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def detection_metrics(truth: dict[str, Any], detections: Sequence[dict[str, Any]
 
     Returns:
         `{"box_ap": {"value", "low", "high"}, …, "mask_ap": …, "box_ap_by_class": {name: value}, "images", "patients", "objects"}`; a figure that is
-        not defined (no object of that size) is None. Sizes are areas in pixels of the stored image: small < 32², large > 96².
+        not defined (no object of that size; an interval of a single patient) is None. Sizes are areas in pixels of the stored image: small < 32², large > 96².
 
     Raises:
         ValueError: there is no image, or groups do not fit.
@@ -186,7 +186,7 @@ def detection_metrics(truth: dict[str, Any], detections: Sequence[dict[str, Any]
         values, sampled = figures(table), np.array([figures(table, weights) for weights in draws])
         for k, name in enumerate(FIGURES):
             defined = sampled[np.isfinite(sampled[:, k]), k]
-            low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) and np.isfinite(values[k]) else (np.nan, np.nan)
+            low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) and np.isfinite(values[k]) and len(names) > 1 else (np.nan, np.nan)
             result[f"{prefix}_{name}"] = {key: float(v) if np.isfinite(v) else None for key, v in (("value", values[k]), ("low", low), ("high", high))}
         by_class = [average_precision(row[0])[0].mean() for row in table]
         result[f"{prefix}_ap_by_class"] = {name: float(v) if np.isfinite(v) else None for name, v in zip(classes, by_class, strict=True)}

@@ -212,6 +212,9 @@ def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float,
             continue
         count = min(len(units) - 1, max(1, round(share * len(units))))
         taken.update(units[k] for k in generator.permutation(len(units))[:count])
+    if not taken:
+        raise TransferError(f"finetune: some label must have at least two patients to put some aside for {aside}, got {len(own)} patients in all. Give splits in an index CSV, "
+                            "or add patients.")
     return [replace(case, split=aside if _unit(case) in taken else rest) if case.split == source else case for case in cases]
 
 
@@ -265,6 +268,15 @@ def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "
             raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}{_near(lacking[0], classes)}. Add some, or choose "
                                 "classes with --labels.")
     return notes
+
+
+def lone_patients(data: Labelled) -> list[str]:
+    """Notes on the splits that hold one patient only, whose figures have no interval."""
+    if not data.patients_known:
+        return []
+    words = {"train": "train holds one patient only.", "val": "val holds one patient only: its figures say nothing about others.",
+             "test": "test holds one patient only: its figures say nothing about others."}
+    return [words[split] for split in SPLITS if len({case.patient for case in data.of(split)}) == 1]
 
 
 def _near(name: str, others: Collection[str]) -> str:
