@@ -25,7 +25,7 @@ from mwm.transfer.prepare import few_labels, refuse_leaks
 from mwm.transfer.pyramid import mask_network, pyramid_groups
 from mwm.transfer.segment_images import MaskedSet, decode_masked, read_settings, to_source
 from mwm.transfer.segment_masks import MaskClasses, mask_classes, read_truth, with_masks
-from mwm.transfer.segment_results import write_segmentation
+from mwm.transfer.segment_results import HeldLabels, write_segmentation
 from mwm.transfer.start import open_start
 from mwm.transfer.tasks import state_file
 
@@ -160,4 +160,4 @@ def _figures(masked: MaskedSet, k: int, logits: Tensor, classes: MaskClasses, co
     spacing = decoded.spacing if unit == "mm" else (1.0, 1.0)
     return image_figures(truth, predicted, len(classes.names), tolerance=config.surface_tolerance, spacing=spacing) | {
         "pointing": pointing_hit(truth > 0, odds), "truth_pixels": int((truth > 0).sum()), "predicted_pixels": int((predicted > 0).sum()),
-        "truth": truth, "predicted": predicted}
+        "truth": HeldLabels.of(truth), "predicted": HeldLabels.of(predicted)}
