@@ -101,7 +101,7 @@ def load_classifier(results: str | Path, device: torch.device | str = "cpu") -> 
     try:
         outcome = model.load_state_dict(weights, strict=whole)
     except RuntimeError as error:
-        raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder} ({str(error).splitlines()[-1].strip()}). Use the timm or torchvision "
+        raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder} ({str(error).splitlines()[-1].strip()[:160]}). Use the timm or torchvision "
                             "version that metrics.json's mwm was installed with.") from error
     if outcome.unexpected_keys:
         raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder}, which lacks {outcome.unexpected_keys[0]}. Run mwm finetune again.")
