@@ -122,18 +122,21 @@ def average_precision(matches: Matches, weights: NDArray | None = None) -> tuple
     objects = float((weights * matches.objects).sum())
     if not objects:
         return np.full(10, np.nan), np.full(10, np.nan)
-    if not len(matches.image):
-        return np.zeros(10), np.zeros(10)
-    each = matches.counts * weights[matches.image]
-    found, shown = np.cumsum(each * matches.hit, 1), np.cumsum(each, 1)
-    precision = found / (shown + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-    recall = found / objects
-    values = np.zeros(10)
+    each = weights[matches.image]
+    values, recall, upto = np.zeros(10), np.zeros(10), np.zeros(0)
     for t in range(10):
-        at = np.searchsorted(recall[t], RECALLS, side="left")
-        values[t] = envelope[t][at[at < len(matches.image)]].sum() / len(RECALLS)
-    return values, recall[:, -1]
+        if not t or not np.array_equal(matches.counts[t], matches.counts[t - 1]):
+            upto = np.cumsum(matches.counts[t] * each)
+        # Recall rises, and precision peaks, at detections that found an object: only those are looked at, in every one of thousands of draws.
+        at = np.flatnonzero(matches.hit[t] & matches.counts[t] & (each > 0))
+        if not len(at):
+            continue
+        found, shown = np.cumsum(each[at]), upto[at]
+        envelope = np.maximum.accumulate((found / (shown + np.spacing(1)))[::-1])[::-1]
+        reached = np.searchsorted(found / objects, RECALLS, side="left")
+        values[t] = envelope[reached[reached < len(at)]].sum() / len(RECALLS)
+        recall[t] = found[-1] / objects
+    return values, recall
 
 
 def figures(table: list[list[Matches]], weights: NDArray | None = None) -> NDArray:
