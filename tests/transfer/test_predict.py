@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mwm.train import TrainError
+from mwm.train.export import Preprocessing
 from mwm.transfer import FinetuneConfig, PredictConfig, TransferError, finetune, load_classifier, predict
+from mwm.transfer.stored import StoredModel, write_model
 
 WAYS = {"all": {"epochs": 2}, "probe": {"linear_probe": True}, "knn": {"knn": True}}
 
@@ -162,3 +165,12 @@ def test_settings_of_a_prediction_out_of_range_are_refused_by_name(change: dict,
 def test_settings_of_another_task_are_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="overlays must be left out for a model of task classify, got True"):
         predict(settings(whole[0], whole[1], tmp_path / "answers", overlays=True))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_fills_up_under_the_weights_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    model = StoredModel("classify", "fine-tuning", "resnet10t", ("a", "b"), Preprocessing((32, 32), 1, (0.5,), (0.2,)))
+    with pytest.raises(OSError) as caught:
+        write_model(tmp_path, model, {"weight": torch.zeros(4096)})
+    assert caught.value.errno == errno.ENOSPC

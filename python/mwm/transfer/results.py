@@ -27,7 +27,7 @@ from mwm.train.export import Encoder
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.labelled import SPLITS, Labelled
 from mwm.transfer.metrics import METRICS, auroc, confusion
-from mwm.transfer.stored import StoredModel, write_model
+from mwm.transfer.stored import StoredModel, write_model, write_tensors
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,6 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
 
     metrics.json holds no file names and no patients; predictions.csv is local and holds relative file names.
     """
-    from safetensors.torch import save_file
-
     with new_results(out) as temporary:
         test = data.of("test")
         counts = confusion(np.array([case.label for case in test]), outcome.probabilities["test"])
@@ -143,7 +141,7 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         stored = StoredModel(config.task, outcome.method, encoder.name, data.classes, encoder.preprocessing, outcome.facts)
         write_model(temporary, stored, outcome.weights if config.store_weights else None)
         for name, tensors in outcome.extra.items() if config.store_weights else ():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(temporary / name))
+            write_tensors(temporary / name, tensors)
         skipped.write(temporary / "skipped.csv")
 
 
