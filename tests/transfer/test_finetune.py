@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_an_image_is_read(run: Pa
     for out in (".", "..", "/"):
         with pytest.raises(TransferError, match="out must be a folder that can be replaced as a whole"):
             finetune(config(run, tmp_path / "no data", Path(out)))
-    with pytest.raises(TransferError, match="^predict: out must lie in"):
+    with pytest.raises(TransferError, match=r"^predict: out must lie in"):
         predict_classes("results", "images", tmp_path / "file" / "answers")
 
 

@@ -132,8 +132,9 @@ def with_masks(config: FinetuneConfig, data: Labelled) -> Labelled:
 def read_truth(case: Case, classes: MaskClasses, size: tuple[int, int], settings: ReadSettings) -> NDArray[np.uint8]:
     """The labels of an image's pixels.
 
-    A coloured palette whose entry 0 is black gives its numbers. Without named values a mask has 0 and one other value: 255, or 1, or both ends of soft edges (cut at half). One that is 0
-    everywhere says that there is nothing to mark; so does no mask, of a case that `with_masks` has kept.
+    A coloured palette whose entry 0 is black gives its numbers. Without named values a mask has 0 and one other value: 255, or 1, or
+    both ends of soft edges (cut at half). One that is 0 everywhere says that there is nothing to mark; so does no mask, of a case that
+    `with_masks` has kept.
 
     Args:
         case: Of which `mask`, `label` and `record` are used.
