@@ -11,6 +11,7 @@ import pytest
 
 from mwm.transfer.coco import encode
 from mwm.transfer.coco_metrics import AREAS, FIGURES, average_precision, detection_metrics, figures, match
+from mwm.transfer.detect_results import summary
 
 pytest.importorskip("pycocotools")
 
@@ -112,7 +113,9 @@ def test_box_of_iou_0_8_counts_up_to_that_threshold() -> None:
 def test_nothing_found_is_zero_and_nothing_to_find_is_not_defined() -> None:
     truth, _ = hand([[10, 10, 40, 40]], [], images=1)
     report = detection_metrics(truth, [], masks=False, rounds=20)
-    assert report["box_ap"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert report["box_ap"] == {"value": 0.0, "low": None, "high": None}
+    two, _ = hand([[10, 10, 40, 40]] * 2, [], images=2)
+    assert detection_metrics(two, [], masks=False, rounds=20)["box_ap"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert report["box_ap_large"]["value"] is None
     assert report["objects"] == 1
 
@@ -125,6 +128,13 @@ def test_interval_resamples_patients_not_images() -> None:
     assert two["patients"] == 2
     assert (two["box_ap"]["low"], two["box_ap"]["high"]) == (0.0, 1.0)  # a draw holds one patient twice half of the time
     assert 0.2 < alone["low"] < alone["value"] < alone["high"] < 0.8
+
+
+def test_one_patient_gives_no_interval() -> None:
+    truth, results = hand([[10.0, 10, 40, 40]] * 4, [(k, [10, 10, 40, 40], 0.9) for k in (1, 2)], images=4)
+    report = detection_metrics(truth, results, ["p"] * 4, masks=False, rounds=20)
+    assert (report["box_ap"]["low"], report["box_ap"]["high"]) == (None, None) and report["box_ap"]["value"] > 0
+    assert "95 %" not in summary(report)
 
 
 def test_same_seed_gives_the_same_interval_and_groups_must_fit() -> None:

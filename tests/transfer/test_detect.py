@@ -15,6 +15,7 @@ from PIL import Image
 
 from mwm.train.export import Preprocessing, export
 from mwm.transfer import FinetuneConfig, TransferError, finetune
+from mwm.transfer.coco import decode
 from mwm.transfer.coco_metrics import figures, match
 from mwm.transfer.detect_model import Detector
 from mwm.transfer.detect_predict import predict_objects
@@ -93,6 +94,12 @@ def test_prediction_of_the_stored_model_equals_that_of_the_training_run(learnt: 
         np.testing.assert_allclose(row["bbox"], before["bbox"], atol=0.2)
     assert [row["file_name"] for row in content["images"]] == [row["file_name"] for row in json.loads((learnt / "ground_truth.json").read_text())["images"]]
     assert len(list((out / "overlays").rglob("*.png"))) == len(content["images"])
+
+
+def test_areas_of_predictions_are_those_of_their_masks(learnt: Path, index: Path, tmp_path: Path) -> None:
+    out = predict_objects(learnt, index, tmp_path / "out", split="test", device="cpu", progress=False)
+    rows = json.loads((out / "predictions.json").read_text())["annotations"]
+    assert rows and all(row["area"] == decode(row["segmentation"]).sum() for row in rows)
 
 
 def test_images_of_one_stem_keep_a_picture_each(learnt: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from mwm.data import ReadSettings, Record
 from mwm.transfer.coco import decode, encode
 from mwm.transfer.config import TransferError
-from mwm.transfer.detect_objects import check_boxes, coco_truth, components, extent, instances, objects_of_case
+from mwm.transfer.detect_objects import Objects, check_boxes, coco_truth, components, extent, instances, objects_of_case
 from mwm.transfer.labelled import Case
 
 pytest.importorskip("pycocotools")
@@ -114,7 +114,6 @@ def test_truth_has_areas_of_masks_where_there_are_some(tmp_path: Path) -> None:
 
 def test_crowd_without_a_mask_is_ignored_as_its_box() -> None:
     from mwm.transfer.coco_metrics import figures, match
-    from mwm.transfer.detect_objects import Objects
 
     mask = blank()
     mask[2:8, 2:8] = True
@@ -124,3 +123,10 @@ def test_crowd_without_a_mask_is_ignored_as_its_box() -> None:
     inside[12:20, 25:40] = True
     results = [{"image_id": 1, "category_id": 1, "score": score, "segmentation": encode(part), "bbox": [0, 0, 1, 1]} for score, part in ((0.9, inside), (0.5, mask))]
     assert figures(match(truth, results, "segm"))[0] == pytest.approx(1.0)
+
+
+def test_class_of_crowds_alone_is_left_out_of_the_truth() -> None:
+    boxes = np.array([[0.0, 0, 4, 4], [5, 5, 9, 9]])
+    found = Objects((10, 10), ("crowd of cells", "cell"), boxes, (None, None), (True, False))
+    truth = coco_truth([found], ["i.png"], ["cell"], masks=False)
+    assert [(row["id"], row["category_id"], row["iscrowd"]) for row in truth["annotations"]] == [(1, 1, 0)]

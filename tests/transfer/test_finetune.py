@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from drawn import rows_with_patients, with_splits, write_index
+from drawn import draw, rows_with_patients, with_splits, write_index
 from PIL import Image
 from safetensors.torch import load_file
 
+from mwm.data import Record
 from mwm.train import load_encoder
 from mwm.transfer import FinetuneConfig, TransferError, finetune
+from mwm.transfer.classify_apply import predict_classes
 from mwm.transfer.images import CaseImages, decode_cases
-from mwm.transfer.labelled import read_labelled
+from mwm.transfer.labelled import Case, Labelled, read_labelled
+from mwm.transfer.mask_metrics import FIGURES
 from mwm.transfer.network import parameter_groups
+from mwm.transfer.segment_masks import MaskClasses
+from mwm.transfer.segment_results import write_predictions
 
 
 def config(run: Path, data: Path, out: Path, **changes) -> FinetuneConfig:
@@ -110,6 +116,57 @@ def test_folder_that_is_no_result_is_not_overwritten(run: Path, index: Path, tmp
     with pytest.raises(FileExistsError, match="earlier results"):
         finetune(config(run, index, tmp_path / "thesis", linear_probe=True, overwrite=True))
     assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_finished_results_of_other_settings_are_not_taken_for_these(run: Path, index: Path, tmp_path: Path) -> None:
+    out = finetune(config(run, index, tmp_path / "out", linear_probe=True))
+    before = (out / "metrics.json").read_bytes()
+    finetune(config(run, index, out, linear_probe=True, resume=True, workers=2))  # not a number changes
+    with pytest.raises(TransferError, match="task must be 'classify' as in the finished results"):
+        finetune(config(run, index, out, task="segment", resume=True))
+    with pytest.raises(TransferError, match=r"label_fraction must be 1\.0 as in the finished results .* got 0\.5"):
+        finetune(config(run, index, out, linear_probe=True, label_fraction=0.5, resume=True))
+    assert (out / "metrics.json").read_bytes() == before
+    (out / "metrics.json").write_text("{")
+    with pytest.raises(TransferError, match="must be of a finished run, got a damaged one"):
+        finetune(config(run, index, out, linear_probe=True, resume=True))
+
+
+def test_a_link_leads_to_the_results_and_stays(run: Path, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        finetune(config(run, index, tmp_path / "out", linear_probe=True, overwrite=overwrite))
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "metrics.json").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_an_image_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TransferError, match=r"out must lie in a folder that can be written, got .*file \(Not a directory\)"):
+        finetune(config(run, tmp_path / "no data", tmp_path / "file" / "out"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", "/"):
+        with pytest.raises(TransferError, match="out must be a folder that can be replaced as a whole"):
+            finetune(config(run, tmp_path / "no data", Path(out)))
+    with pytest.raises(TransferError, match=r"^predict: out must lie in"):
+        predict_classes("results", "images", tmp_path / "file" / "answers")
+
+
+def test_names_that_are_no_utf8_do_not_end_a_run_that_has_trained(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, label in ((b"lat\xe9n", "along"), (b"=1+1", "across")):
+        folder = tmp_path / "data" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for k in range(6):
+            draw(rng, label).save(folder / os.fsdecode(b"\xff%d.png" % k))
+    out = finetune(config(run, tmp_path / "data", tmp_path / "out", linear_probe=True))
+    with (out / "predictions.csv").open(encoding="utf-8") as stream:
+        assert {row["label"] for row in csv.DictReader(stream)} == {"lat\\udce9n", "'=1+1"}
+    case = Case(Record(tmp_path, os.fsdecode(b"\xff.png"), 1), 0, "", "test")
+    row = {**dict.fromkeys(FIGURES, 1.0), "by_class": [], "pointing": 1.0, "truth_pixels": 1, "predicted_pixels": 1}
+    write_predictions(tmp_path / "masks.csv", Labelled((os.fsdecode(b"lat\xe9n"),), (case,), False, ()), MaskClasses(("foreground",)), {"test": [row]})
+    assert "\\udcff.png,test,lat\\udce9n" in (tmp_path / "masks.csv").read_text(encoding="utf-8")
 
 
 def test_layers_near_the_input_learn_slower(run: Path) -> None:

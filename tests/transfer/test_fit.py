@@ -83,6 +83,11 @@ def test_an_unwhole_state_and_one_of_other_settings_are_refused(tmp_path: Path) 
     run(network(), config(resume=True, device="cpu", workers=3), state=state)
     with pytest.raises(TransferError, match="training images of the interrupted run, got others"):
         run(network(), config(resume=True), state=state, ids=[3, 1])
+    other = network()
+    with torch.no_grad():
+        other[0].weight[0, 0] += 1e-3
+    with pytest.raises(TransferError, match="first weights must be those of the interrupted run, got others"):
+        run(other, config(resume=True), state=state)
     state.write_bytes(state.read_bytes()[:-7])
     with pytest.raises(TrainError, match="damaged"):
         run(network(), config(resume=True), state=state)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from drawn import draw, rows_with_patients, with_splits, write_index
 
 from mwm.data import DataError
 from mwm.transfer.config import TransferError
-from mwm.transfer.labelled import SPLITS, read_labelled
+from mwm.transfer.fractions import keep_fraction
+from mwm.transfer.labelled import SPLITS, lone_patients, read_labelled
 
 
 def tree(root: Path, counts: dict[str, int]) -> Path:
@@ -46,6 +49,55 @@ def test_missing_splits_are_made_by_patient_and_repeat_for_a_seed(tmp_path: Path
     again = read_labelled(index, seed=3)
     assert [c.split for c in data.cases] == [c.split for c in again.cases]
     assert [c.split for c in data.cases] != [c.split for c in read_labelled(index, seed=4).cases]
+
+
+def test_patients_whose_first_image_is_always_of_one_class_are_split(tmp_path: Path) -> None:
+    """Slices of a scan from top to bottom: every patient begins with one that shows nothing."""
+    rows = [{"file": f"p{p:02d}_{k}.png", "label": ("across", "along")[k > 1], "patient": f"p{p:02d}"} for p in range(8) for k in range(4)]
+    data = read_labelled(write_index(tmp_path, rows))
+    owners = {split: {case.patient for case in data.of(split)} for split in SPLITS}
+    assert {split: len(found) for split, found in owners.items()} == {"train": 5, "val": 1, "test": 2}
+    assert sum(map(len, owners.values())) == len(set.union(*owners.values()))
+
+
+def test_patients_count_to_the_class_that_fewest_have(tmp_path: Path) -> None:
+    """Three of forty patients have a finding, beside images without: it must not fall out of a split by chance."""
+    rows = [{"file": f"p{p:02d}_{k}.png", "label": "along" if p < 3 and k else "across", "patient": f"p{p:02d}"} for p in range(40) for k in range(2)]
+    index = write_index(tmp_path, rows)
+    for seed in range(5):
+        data = read_labelled(index, seed=seed)
+        assert all({case.label for case in data.of(split)} == {0, 1} for split in SPLITS)
+
+
+def test_masks_need_no_two_patients_of_a_label(tmp_path: Path) -> None:
+    rows = [row | {"mask": row["file"]} for row in rows_with_patients(9)]
+    rows[0]["label"] = rows[1]["label"] = "oblique"
+    data = read_labelled(write_index(tmp_path, rows), need="mask")
+    assert {case.split for case in data.cases if case.patient == "p00"} == {"train"}
+    assert all(data.of(split) for split in SPLITS)
+
+
+def test_a_split_of_one_patient_is_noted(tmp_path: Path) -> None:
+    rows = [{"file": f"{split}{p}_{k}.png", "label": ("across", "along")[k % 2], "patient": f"{split}{p}", "split": split}
+            for split, count in (("train", 2), ("val", 2), ("test", 1)) for p in range(count) for k in range(2)]
+    data = read_labelled(write_index(tmp_path, rows))
+    assert lone_patients(data) == ["test holds one patient only: its figures say nothing about others."]
+    assert lone_patients(replace(data, patients_known=False)) == []
+
+
+def test_slices_of_a_volume_stay_in_one_split_without_patients(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        path = tmp_path / ("across", "along")[k % 2] / f"scan{k}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(rng.normal(0, 9, (8, 8, 6)).astype(np.float32), np.eye(4)), path)
+    data = read_labelled(tmp_path)
+    files = {split: {case.file for case in data.of(split)} for split in SPLITS}
+    assert {split: len(data.of(split)) for split in SPLITS} == {"train": 24, "val": 12, "test": 12}
+    assert {split: len(found) for split, found in files.items()} == {"train": 4, "val": 2, "test": 2}
+    assert not data.patients_known and any("slices of a file stay together" in note for note in data.notes)
+    kept = keep_fraction(data.of("train"), 0.5, seed=0)
+    assert len({case.file for case in kept}) == 2 and len(kept) == 12
 
 
 def test_missing_val_split_is_taken_from_training_patients_only(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_interval_over_patients_is_wider_than_over_their_repeated_images() -> No
     assert high - low > 2 * (high_images - low_images)
 
 
+def test_one_patient_gives_figures_without_an_interval() -> None:
+    found = classification_metrics(np.array([0, 1, 0, 1]), one_hot([0, 1, 1, 1], 2), ["p"] * 4, rounds=20)
+    assert found["accuracy"] == {"value": 0.75, "low": None, "high": None}
+    assert found["patients"] == 1
+
+
 def test_interval_is_the_same_for_the_same_seed_and_holds_the_figure() -> None:
     rng = np.random.default_rng(2)
     truth = rng.integers(0, 3, 90)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mwm.train import TrainError
+from mwm.train.export import Preprocessing
 from mwm.transfer import FinetuneConfig, PredictConfig, TransferError, finetune, load_classifier, predict
+from mwm.transfer.stored import StoredModel, write_model
 
 WAYS = {"all": {"epochs": 2}, "probe": {"linear_probe": True}, "knn": {"knn": True}}
 
@@ -128,6 +131,7 @@ def test_a_trained_model_is_never_overwritten_by_answers(whole: tuple[Path, Path
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "is damaged"),
     (lambda folder: changed(folder, encoder="resnet14t"), "do not fit resnet14t"),
     (lambda folder: changed(folder, classes=["one"]), "do not fit resnet10t"),
+    (lambda folder: save_file({f"encoder.{k}": v for k, v in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors"), "do not fit resnet10t"),
     (lambda folder: changed(folder, task="paint"), "task of RESULTS must be classify"),
     (lambda folder: changed(folder, task=["classify"]), "is damaged"),
     (lambda folder: changed(folder, task="segment"), "must tell mask_classes, head_width"),
@@ -146,7 +150,7 @@ def test_damaged_results_are_refused_in_one_sentence(whole: tuple[Path, Path], t
     damage(copy)
     with pytest.raises(TransferError, match=words) as caught:
         predict(settings(copy, whole[1], tmp_path / "answers"))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert not (tmp_path / "answers").exists()
 
 
@@ -161,3 +165,12 @@ def test_settings_of_a_prediction_out_of_range_are_refused_by_name(change: dict,
 def test_settings_of_another_task_are_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="overlays must be left out for a model of task classify, got True"):
         predict(settings(whole[0], whole[1], tmp_path / "answers", overlays=True))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_fills_up_under_the_weights_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    model = StoredModel("classify", "fine-tuning", "resnet10t", ("a", "b"), Preprocessing((32, 32), 1, (0.5,), (0.2,)))
+    with pytest.raises(OSError) as caught:
+        write_model(tmp_path, model, {"weight": torch.zeros(4096)})
+    assert caught.value.errno == errno.ENOSPC

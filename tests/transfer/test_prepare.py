@@ -121,3 +121,14 @@ def test_weights_are_left_out_where_they_are_not_wanted(run: Path, index: Path, 
     out = finetune(settings(run, index, out=str(tmp_path / "out"), store_weights=False))
     assert not list(out.glob("*.safetensors"))
     assert json.loads((out / "model.json").read_text())["weights"] is None
+
+
+@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
+def test_images_beyond_the_memory_are_refused_before_one_is_read(task: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row | {"mask": row["file"]} for row in with_splits(rows_with_patients())]
+    index = write_index(tmp_path, rows)
+    monkeypatch.setattr("mwm.transfer.images.available_bytes", lambda: 60 * 2 * 32 * 32 - 1)
+    for row in rows:
+        (tmp_path / row["file"]).write_bytes(b"not read")
+    with pytest.raises(TransferError, match="the 60 decoded images must fit into memory"):
+        finetune(FinetuneConfig(run=str(run), data=str(index), task=task, out=str(tmp_path / "out"), strict=True, progress=False, device="cpu"))

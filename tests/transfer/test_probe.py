@@ -84,6 +84,16 @@ def test_recalibrated_batch_norm_holds_the_statistics_of_the_images_and_no_weigh
     assert model[1].momentum == 0.1
 
 
+def test_a_rest_of_one_image_counts_as_one_image() -> None:
+    model, images = nn.Sequential(nn.BatchNorm2d(2)), torch.randn(9, 2, 1, 1)
+    images[8] += 100
+    recalibrate_batchnorm(model, [images[:4], images[4:8], images[8:]])  # alone, one value has no variance
+    whole = torch.stack([images[:4].mean((0, 2, 3)), images[4:].mean((0, 2, 3))]).mean(0)
+    assert torch.allclose(model[0].running_mean, whole, atol=1e-4)
+    recalibrate_batchnorm(model, list(images[:6].split(1)))
+    assert torch.allclose(model[0].running_mean, images[:6].mean((0, 2, 3)), atol=1e-4)
+
+
 def test_recalibration_without_images_is_refused_and_changes_nothing() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2))
     model[0].running_mean.fill_(7)

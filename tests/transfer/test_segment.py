@@ -13,10 +13,14 @@ import torch
 from drawn_masks import masked_rows, write_rows
 from PIL import Image
 
+from mwm import view
+from mwm.data import ReadSettings, Record
 from mwm.transfer import FinetuneConfig, TransferError, finetune
-from mwm.transfer.mask_metrics import dice
+from mwm.transfer.labelled import Case
+from mwm.transfer.mask_metrics import dice, image_figures
 from mwm.transfer.segment import mask_loss
 from mwm.transfer.segment_predict import predict_masks
+from mwm.transfer.segment_results import HeldLabels, overlay_gallery
 
 
 def config(run: Path | None, data: Path, out: Path, **changes) -> FinetuneConfig:
@@ -55,6 +59,24 @@ def results(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open() as stream:
         return list(csv.DictReader(stream))
+
+
+def test_rows_of_the_gallery_say_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, list[str]]] = []
+    add = view.Sheet.add
+    monkeypatch.setattr(view.Sheet, "add", lambda sheet, label, *cells: (said.append((label, [cell.caption for cell in cells])), add(sheet, label, *cells))[1])
+    rng, cases, rows = np.random.default_rng(0), [], []
+    for k in range(9):
+        Image.fromarray(rng.integers(0, 256, (20, 24), np.uint8)).save(tmp_path / f"{k}.png")
+        truth, predicted = np.zeros((20, 24), np.uint8), np.zeros((20, 24), np.uint8)
+        truth[4:14, 4:14] = predicted[4 : 14 - k, 4:14] = 1
+        cases.append(Case(Record(tmp_path / f"{k}.png", f"{k}.png", k), -1, "", "test"))
+        rows.append(image_figures(truth, predicted, 1, tolerance=2.0) | {"truth_pixels": int(truth.sum()), "predicted_pixels": int(predicted.sum()),
+                                                                         "truth": HeldLabels.of(truth), "predicted": HeldLabels.of(predicted)})
+        assert np.array_equal(rows[-1]["predicted"].labels(), predicted)
+    overlay_gallery(cases, rows, ReadSettings(), unit="pixels", columns=3)
+    assert [label for label, _ in said] == ["Best of 9 (turquoise: truth, orange: prediction)", "Median of 9", "Worst of 9"]
+    assert [float(caption.split()[1].rstrip(",")) for _, captions in said for caption in captions] == [round(row["dice"], 2) for row in rows]
 
 
 def test_drawn_shapes_are_found_and_results_are_complete(results: Path) -> None:

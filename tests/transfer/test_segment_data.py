@@ -65,6 +65,39 @@ def test_named_values_and_labels_are_classes(tmp_path: Path) -> None:
     assert truth_of(tmp_path, grey([255]), by_label, label=2)[0, 0] == 3
 
 
+def coloured(folder: Path, colours: list[tuple[int, int, int]], *, palette: bool) -> Case:
+    """A mask of the numbers 0, 1, 2, … in these colours, as labelling tools save them."""
+    case = case_of(folder, grey(range(len(colours))))
+    with Image.open(case.mask) as numbers:
+        if palette:
+            picture = numbers.convert("L").copy()
+            picture = Image.frombytes("P", picture.size, picture.tobytes())
+            picture.putpalette([value for colour in colours for value in colour])
+        else:
+            picture = Image.fromarray(np.array(colours, np.uint8)[np.array(numbers)])
+    picture.save(case.mask)
+    return case
+
+
+def test_numbers_of_a_coloured_palette_are_classes(tmp_path: Path) -> None:
+    red_green = coloured(tmp_path, [(0, 0, 0), (128, 0, 0), (0, 128, 0)], palette=True)
+    named = MaskClasses(("edema", "core"), (1, 2))
+    assert read_truth(red_green, named, (4, 5), ReadSettings()).tolist() == grey([0, 1, 2]).tolist()
+    with pytest.raises(TransferError, match="0 and one other value, got 0, 1, 2"):
+        read_truth(red_green, MaskClasses(("foreground",)), (4, 5), ReadSettings())
+    inverse = coloured(tmp_path, [(255, 255, 255), (0, 0, 0)], palette=True)  # grey: what is seen counts, not the numbers
+    assert read_truth(inverse, MaskClasses(("foreground",)), (4, 5), ReadSettings())[0].tolist() == [1, 0, 1, 1, 1]
+
+
+def test_several_colours_of_one_brightness_are_not_taken_for_one_class(tmp_path: Path) -> None:
+    one = coloured(tmp_path, [(0, 0, 0), (255, 0, 0)], palette=False)
+    assert read_truth(one, MaskClasses(("foreground",)), (4, 5), ReadSettings())[0].tolist() == [0, 1, 0, 0, 0]
+    for palette, black in ((False, (0, 0, 0)), (True, (9, 0, 0))):
+        two = coloured(tmp_path, [black, (255, 0, 0), (0, 255, 0)], palette=palette)
+        with pytest.raises(TransferError, match=r"must tell their classes by numbers, got [23] colours in mask\.png"):
+            read_truth(two, MaskClasses(("a",), (255,)), (4, 5), ReadSettings())
+
+
 @pytest.mark.parametrize(("mask", "classes", "words"), [
     (np.zeros((5, 4), np.uint8), MaskClasses(("foreground",)), "size of their image, got mask.png with 5 x 4"),
     (np.full((4, 5), 128, np.uint8), MaskClasses(("foreground",)), "got 128 everywhere"),

@@ -90,11 +90,12 @@ def test_files_that_are_no_weights_of_the_network_are_refused_and_no_pickle_runs
     Path("bomb.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
     torch.save({"weights": Bomb()}, "inner.pth")
     Path("junk.safetensors").write_bytes(b"junk" * 9)
+    Path("text.pth").write_text("hello\n")
     torch.save({"a": 3}, "numbers.pth")
     torch.save(full_model("resnet14t", 1, 2).state_dict(), "other.pth")
     torch.save({k: v for k, v in model.state_dict().items() if k != "layer2.0.conv1.weight"}, "part.pth")
-    for name, words in (("bomb.pth", "is neither"), ("inner.pth", "is neither"), ("junk.safetensors", "is neither"), ("numbers.pth", "named tensors only"),
-                        ("other.pth", "must hold .* of the network"), ("part.pth", r"must hold layer2\.0\.conv1\.weight .* lacks it")):
+    for name, words in (("bomb.pth", "is neither"), ("inner.pth", "is neither"), ("junk.safetensors", "is neither"), ("text.pth", "is neither"),
+                        ("numbers.pth", "named tensors only"), ("other.pth", "must hold .* of the network"), ("part.pth", r"must hold layer2\.0\.conv1\.weight .* lacks it")):
         with pytest.raises(TransferError, match=words) as caught:
             read_state(Path(name), model, head)
         assert "\n" not in str(caught.value)

@@ -52,7 +52,7 @@ def predict_classes(results: str | Path, images: str | Path, out: str | Path, *,
         UnreadableImage: with `strict`.
     """
     out = Path(out)
-    open_results(out, overwrite=overwrite)
+    open_results(out, overwrite=overwrite, command="predict")
     stored, place = read_model(results), pick_device(device)
     answer = load_classifier(results, place)
     records = read_list(images, split=split, settings=ReadSettings.from_dict(stored.preprocessing.read))
@@ -101,7 +101,7 @@ def load_classifier(results: str | Path, device: torch.device | str = "cpu") -> 
     try:
         outcome = model.load_state_dict(weights, strict=whole)
     except RuntimeError as error:
-        raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder} ({str(error).splitlines()[-1].strip()}). Use the timm or torchvision "
+        raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder} ({str(error).splitlines()[-1].strip()[:160]}). Use the timm or torchvision "
                             "version that metrics.json's mwm was installed with.") from error
     if outcome.unexpected_keys:
         raise TransferError(f"predict: the weights of {Path(results).name} do not fit {stored.encoder}, which lacks {outcome.unexpected_keys[0]}. Run mwm finetune again.")

@@ -122,18 +122,21 @@ def average_precision(matches: Matches, weights: NDArray | None = None) -> tuple
     objects = float((weights * matches.objects).sum())
     if not objects:
         return np.full(10, np.nan), np.full(10, np.nan)
-    if not len(matches.image):
-        return np.zeros(10), np.zeros(10)
-    each = matches.counts * weights[matches.image]
-    found, shown = np.cumsum(each * matches.hit, 1), np.cumsum(each, 1)
-    precision = found / (shown + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-    recall = found / objects
-    values = np.zeros(10)
+    each = weights[matches.image]
+    values, recall, upto = np.zeros(10), np.zeros(10), np.zeros(0)
     for t in range(10):
-        at = np.searchsorted(recall[t], RECALLS, side="left")
-        values[t] = envelope[t][at[at < len(matches.image)]].sum() / len(RECALLS)
-    return values, recall[:, -1]
+        if not t or not np.array_equal(matches.counts[t], matches.counts[t - 1]):
+            upto = np.cumsum(matches.counts[t] * each)
+        # Recall rises, and precision peaks, at detections that found an object: only those are looked at, in every one of thousands of draws.
+        at = np.flatnonzero(matches.hit[t] & matches.counts[t] & (each > 0))
+        if not len(at):
+            continue
+        found, shown = np.cumsum(each[at]), upto[at]
+        envelope = np.maximum.accumulate((found / (shown + np.spacing(1)))[::-1])[::-1]
+        reached = np.searchsorted(found / objects, RECALLS, side="left")
+        values[t] = envelope[reached[reached < len(at)]].sum() / len(RECALLS)
+        recall[t] = found[-1] / objects
+    return values, recall
 
 
 def figures(table: list[list[Matches]], weights: NDArray | None = None) -> NDArray:
@@ -164,7 +167,7 @@ def detection_metrics(truth: dict[str, Any], detections: Sequence[dict[str, Any]
 
     Returns:
         `{"box_ap": {"value", "low", "high"}, …, "mask_ap": …, "box_ap_by_class": {name: value}, "images", "patients", "objects"}`; a figure that is
-        not defined (no object of that size) is None. Sizes are areas in pixels of the stored image: small < 32², large > 96².
+        not defined (no object of that size; an interval of a single patient) is None. Sizes are areas in pixels of the stored image: small < 32², large > 96².
 
     Raises:
         ValueError: there is no image, or groups do not fit.
@@ -186,7 +189,7 @@ def detection_metrics(truth: dict[str, Any], detections: Sequence[dict[str, Any]
         values, sampled = figures(table), np.array([figures(table, weights) for weights in draws])
         for k, name in enumerate(FIGURES):
             defined = sampled[np.isfinite(sampled[:, k]), k]
-            low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) and np.isfinite(values[k]) else (np.nan, np.nan)
+            low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) and np.isfinite(values[k]) and len(names) > 1 else (np.nan, np.nan)
             result[f"{prefix}_{name}"] = {key: float(v) if np.isfinite(v) else None for key, v in (("value", values[k]), ("low", low), ("high", high))}
         by_class = [average_precision(row[0])[0].mean() for row in table]
         result[f"{prefix}_ap_by_class"] = {name: float(v) if np.isfinite(v) else None for name, v in zip(classes, by_class, strict=True)}

@@ -24,6 +24,7 @@ from mwm.transfer.detect_objects import coco_truth
 from mwm.transfer.detect_results import write_detection
 from mwm.transfer.fit import autocast, fit, pick_device
 from mwm.transfer.images import epoch_rows
+from mwm.transfer.labelled import lone_patients
 from mwm.transfer.prepare import few_labels, refuse_leaks
 from mwm.transfer.probe import recalibrate_batchnorm
 from mwm.transfer.pyramid import pyramid_groups, pyramid_of
@@ -50,6 +51,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     data = replace(data, notes=(*data.notes, *refuse_leaks(data, settings, allow=config.allow_leak, workers=config.workers)))
     data = few_labels(data, config)
     data, masks = check_objects(data, scenes, masks=config.detect_masks)
+    data = replace(data, notes=(*data.notes, *lone_patients(data)))
     start = start.fed(pixels, data.of("train"))
     sets = {split: SceneBatches([scenes[case.record.name] for case in data.of(split)], data.classes, start.preprocessing, device, masks=masks)
             for split in ("train", "val", "test")}

@@ -22,7 +22,7 @@ from mwm.transfer.coco import decode as decode_rle
 from mwm.transfer.coco import to_xywh
 from mwm.transfer.coco_metrics import pycocotools
 from mwm.transfer.detect_objects import Objects
-from mwm.transfer.images import LEVELS, threads
+from mwm.transfer.images import LEVELS, refuse_beyond_memory, threads
 from mwm.transfer.labelled import Case
 from mwm.transfer.placing import Placing, placing
 
@@ -71,9 +71,10 @@ def read_scenes(cases: Sequence[Case], describe: Callable[[Case, tuple[int, int]
 
     Raises:
         UnreadableImage: with `strict`.
-        TransferError, DataError: objects that cannot be used.
+        TransferError, DataError: objects that cannot be used, or images that do not fit into memory.
     """
     settings = replace(ReadSettings.from_dict(preprocessing.read), size=tuple(preprocessing.size))
+    refuse_beyond_memory(len(cases), preprocessing)
 
     def read(case: Case) -> Scene | UnreadableImage:
         try:
@@ -88,6 +89,7 @@ def read_scenes(cases: Sequence[Case], describe: Callable[[Case, tuple[int, int]
         for case, found in zip(cases, tqdm(pool.map(read, cases), total=len(cases), desc="reading", unit="image", leave=False, disable=not progress), strict=True):
             if isinstance(found, UnreadableImage):
                 if strict:
+                    pool.shutdown(cancel_futures=True)
                     raise found
                 skipped.add(case.record.name, str(found))
                 continue

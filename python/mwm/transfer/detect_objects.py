@@ -189,7 +189,7 @@ def coco_truth(objects: Sequence[Objects], files: Sequence[str], classes: Sequen
     Args:
         objects: Per image.
         files: Name of each image.
-        classes: Names of the categories.
+        classes: Names of the categories; objects of others are left out.
         masks: Whether every object has a mask, which then gives its area; else the box does. Crowds may lack one.
     """
     number = {name: k + 1 for k, name in enumerate(classes)}
@@ -197,6 +197,8 @@ def coco_truth(objects: Sequence[Objects], files: Sequence[str], classes: Sequen
     annotations = []
     for k, item in enumerate(objects):
         for name, box, rle, crowd in zip(item.names, item.boxes, item.masks, item.crowd, strict=True):
+            if name not in number:  # a class of crowds alone, which is neither learnt nor judged
+                continue
             row = {"id": len(annotations) + 1, "image_id": k + 1, "category_id": number[name], "bbox": to_xywh(box), "iscrowd": int(crowd)}
             if masks:
                 rle = rle or encode(_filled(box, item.size))  # only a crowd may lack one here

@@ -95,7 +95,7 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
     """Write the objects of images into a folder.
 
     predictions.json is a COCO data set whose annotations carry scores: images (id, file_name, width, height), categories, annotations (bbox x, y, w, h in
-    pixels of the stored image, score, segmentation as RLE where masks were learnt). overlays/ holds, where asked for, a picture per image.
+    pixels of the stored image, score; segmentation as RLE where masks were learnt, which then gives the area). overlays/ holds, where asked for, a picture per image.
 
     Args:
         results: Folder that `mwm finetune --task detect` wrote.
@@ -122,7 +122,7 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
     out = Path(out)
     if not 0 <= least_score <= 1:
         raise TransferError(f"predict: least_score must be in [0, 1], got {least_score!r}.")
-    open_results(out, overwrite=overwrite)
+    open_results(out, overwrite=overwrite, command="predict")
     finder = ObjectFinder(results, device)
     records = list(read_list(images, split=split, settings=finder.settings))
     if any(Path(record.name).is_absolute() or ".." in Path(record.name).parts for record in records):
@@ -136,7 +136,7 @@ def predict_objects(results: str | Path, images: str | Path | Sequence[Record], 
             height, width = scene.placing.stored
             content["images"].append({"id": number, "file_name": scene.case.record.name, "width": width, "height": height})
             for row in rows:
-                area = row["bbox"][2] * row["bbox"][3]
+                area = float(pycocotools().mask.area(row["segmentation"])) if "segmentation" in row else row["bbox"][2] * row["bbox"][3]
                 content["annotations"].append(row | {"id": len(content["annotations"]) + 1, "image_id": number, "area": area, "iscrowd": 0})
             if overlays:
                 image = read_image(scene.case.record, replace(finder.settings, size=None)).numpy()

@@ -141,7 +141,8 @@ def summary(figures: Mapping[str, Any]) -> str:
             value = figures.get(f"{prefix}_{name}")
             if value is None or value["value"] is None:
                 continue
-            lines.append(f"  {prefix:4s} {text:14s} {value['value']:.3f}   95 % interval {value['low']:.3f} to {value['high']:.3f}")
+            interval = "" if value["low"] is None else f"   95 % interval {value['low']:.3f} to {value['high']:.3f}"
+            lines.append(f"  {prefix:4s} {text:14s} {value['value']:.3f}{interval}")
     if figures.get("box_ap50", {}).get("value") == 0:
         lines.append("  no object was found with half an overlap: history.csv shows whether training had got anywhere; --epochs and --patience make it longer")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -89,7 +90,7 @@ def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: C
         ids: Of the training images, in order; the state of a fit to other images is refused.
 
     Raises:
-        TransferError: the loss or every validation figure is not finite, or the state belongs to other settings.
+        TransferError: the loss or every validation figure is not finite, or the state belongs to other settings, images or first weights.
     """
     total = config.epochs * per_epoch
     warm = min(round(config.warmup_epochs * per_epoch), max(1, total // 5))
@@ -143,6 +144,15 @@ def fit(model: nn.Module, batches_of: Callable[[int], Iterable[Any]], loss_of: C
     return Fitted(progress.history, {"epoch": progress.best_epoch, "epochs": len(progress.history), better: row[better]})
 
 
+def _digest(model: nn.Module) -> str:
+    """Hash of the parameters; buffers are left out: some are computed on the device, where the last bit may differ from run to run."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in model.named_parameters():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 class _Progress:
     """Where a fit stands after an epoch: weights, moments, history, the best epoch so far."""
 
@@ -150,6 +160,7 @@ class _Progress:
         self.model, self.optimizer, self.scaler, self.better, self.ids = model, optimizer, scaler, better, ids
         self.epoch, self.waited, self.best_epoch, self.history = 0, 0, 0, []
         self.best: dict[str, Tensor] = {}
+        self.start = _digest(model)
 
     def end_epoch(self, row: dict[str, float]) -> None:
         self.history.append(row)
@@ -174,7 +185,7 @@ class _Progress:
 
     def state(self, config: FinetuneConfig, device: torch.device) -> dict[str, Any]:
         cpu = lambda tensors: {key: value.detach().cpu() for key, value in tensors.items()}  # noqa: E731
-        return {"format": checkpoint.FORMAT, "kind": "finetune", "config": config.to_dict(), "ids": self.ids, "epoch": self.epoch, "waited": self.waited,
+        return {"format": checkpoint.FORMAT, "kind": "finetune", "config": config.to_dict(), "ids": self.ids, "start": self.start, "epoch": self.epoch, "waited": self.waited,
                 "best_epoch": self.best_epoch, "history": self.history, "model": cpu(self.model.state_dict()), "best": cpu(self.best), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
@@ -189,6 +200,9 @@ class _Progress:
                                 "--resume to start anew.")
         if stored.get("ids", self.ids) != self.ids:
             raise TransferError("finetune: DATA must hold the training images of the interrupted run, got others. Repeat the setting, or leave out --resume to start anew.")
+        if stored.get("start", self.start) != self.start:
+            raise TransferError("finetune: first weights must be those of the interrupted run, got others (of another RUN, or of one that was trained on). Give that RUN again, "
+                                "or leave out --resume to start anew.")
         checkpoint.load_into(self.model, stored["model"], "the state of the interrupted run")
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scaler.load_state_dict(stored["scaler"])

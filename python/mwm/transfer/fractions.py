@@ -9,8 +9,8 @@ from mwm.transfer.labelled import Case
 
 
 def unit(case: Case) -> str:
-    """The patient, or the image itself where patients are not known."""
-    return f"patient {case.patient}" if case.patient else f"image {case.record.name}"
+    """The patient, or where patients are not known the file: the image itself, or all slices of a volume."""
+    return f"patient {case.patient}" if case.patient else f"image {case.file}"
 
 
 def keep_fraction(cases: Sequence[Case], fraction: float, *, seed: int) -> list[Case]:

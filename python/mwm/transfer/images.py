@@ -29,6 +29,23 @@ def threads(workers: int) -> int:
     return workers or min(8, usable)
 
 
+def refuse_beyond_memory(count: int, preprocessing: Preprocessing, *, labels: bool = False) -> None:
+    """Refuse more images than fit into memory once they are decoded, before the first is read.
+
+    Args:
+        count: Images.
+        preprocessing: Of the run.
+        labels: Whether a label per pixel is kept beside them.
+
+    Raises:
+        TransferError: with what they take and what is free.
+    """
+    size, free = (2 * preprocessing.channels + labels) * count * preprocessing.size[0] * preprocessing.size[1], available_bytes()
+    if free is not None and size > free:
+        raise TransferError(f"finetune: the {count} decoded images must fit into memory, got {size / 2**30:.1f} GiB with {free / 2**30:.1f} GiB free. Take fewer, "
+                            "or an encoder of smaller images.")
+
+
 def decode_cases(cases: Sequence[Case], preprocessing: Preprocessing, *, strict: bool = False, progress: bool = False,
                  workers: int = 0) -> tuple[dict[str, Tensor], SkippedFiles]:
     """Decode all images once, at the run's size and intensities, in threads.
@@ -48,10 +65,7 @@ def decode_cases(cases: Sequence[Case], preprocessing: Preprocessing, *, strict:
         TransferError: the decoded images do not fit into memory.
     """
     settings = replace(ReadSettings.from_dict(preprocessing.read), size=tuple(preprocessing.size))
-    size, free = 2 * len(cases) * preprocessing.channels * preprocessing.size[0] * preprocessing.size[1], available_bytes()
-    if free is not None and size > free:
-        raise TransferError(f"finetune: the {len(cases)} decoded images must fit into memory, got {size / 2**30:.1f} GiB with {free / 2**30:.1f} GiB free. Take fewer, "
-                            "or an encoder of smaller images.")
+    refuse_beyond_memory(len(cases), preprocessing)
 
     def read(case: Case) -> Tensor | UnreadableImage:
         try:

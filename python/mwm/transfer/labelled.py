@@ -38,6 +38,11 @@ class Case:
     mask: Path | None = None
     boxes: list[dict[str, Any]] | None = None
 
+    @property
+    def file(self) -> str:
+        """Relative name of the file that holds the image; slices of a volume have one, and are of one patient."""
+        return self.record.name if self.record.frame is None else self.record.name.rpartition("#")[0]
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -140,14 +145,15 @@ def complete_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str 
     if unsplit and unsplit < len(cases):
         raise TransferError(f"finetune: split must be given for all images or for none, got {unsplit} of {len(cases)} without one. Fill the column.")
     if all(not case.patient for case in cases):
-        notes.append("Patients are not known: images are split and counted one by one, and intervals are too narrow if patients have several.")
+        slices = "; slices of a file stay together" if any(case.record.frame is not None for case in cases) else ""
+        notes.append(f"Patients are not known: images are split and counted one by one{slices}, and intervals are too narrow if patients have several.")
     if unsplit:
-        cases = _divide(cases, "", "test", "train", test_share, seed, classes)
+        cases = _divide(cases, "", "test", "train", test_share, seed, classes, need)
     if not any(case.split == "test" for case in cases):
-        cases = _divide(cases, "train", "test", "train", test_share, seed, classes)
+        cases = _divide(cases, "train", "test", "train", test_share, seed, classes, need)
         notes.append(f"DATA has no test split: {test_share:.0%} of the training patients of each class were put aside (seed {seed}).")
     if not any(case.split == "val" for case in cases):
-        cases = _divide(cases, "train", "val", "train", val_share, seed + 1, classes)
+        cases = _divide(cases, "train", "val", "train", val_share, seed + 1, classes, need)
         notes.append(f"DATA has no val split: {val_share:.0%} of the training patients of each class were put aside (seed {seed}).")
     notes += check_splits(cases, classes, need=need, allow_leak=allow_leak)
     return Labelled(classes, tuple(cases), all(case.patient for case in cases), tuple(notes), need)
@@ -184,31 +190,36 @@ def _from_folders(path: Path, settings: ReadSettings | None) -> list[tuple[Recor
     return rows
 
 
-def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float, seed: int, classes: Sequence[str]) -> list[Case]:
-    """Put a share of each class's patients of one split aside; a patient counts to the class of its first image."""
-    first: dict[str, int] = {}
+def _divide(cases: list[Case], source: str, aside: str, rest: str, share: float, seed: int, classes: Sequence[str], need: str) -> list[Case]:
+    """Put a share of each class's patients of one split aside; a patient with images of several classes counts to the one that fewest patients have."""
+    own: dict[str, set[int]] = {}
     for case in cases:
         if case.split == source:
-            first.setdefault(_unit(case), case.label)
+            own.setdefault(_unit(case), set()).add(case.label)
+    held = Counter(label for labels in own.values() for label in labels)
+    home = {unit: min(labels, key=lambda label: (label < 0, held[label], label)) for unit, labels in own.items()}
     generator = np.random.default_rng(seed)
     taken: set[str] = set()
-    for label in [*range(len(classes)), *([-1] if -1 in first.values() else [])]:
-        units = sorted(unit for unit, of in first.items() if of == label)
-        if label < 0 and len(units) == 1:
-            continue
-        if not units:
+    for label in [*range(len(classes)), *([-1] if -1 in home.values() else [])]:
+        units = sorted(unit for unit, of in home.items() if of == label)
+        if need == "label" and not held[label]:
             raise TransferError(f"finetune: class {classes[label]!r} must have training images, got none{_near(classes[label], classes)} (a typing error in the test "
                                 "labels?). Add some, or leave the class out with --labels.")
-        if len(units) < 2:
-            raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {len(units)}"
+        if need == "label" and held[label] < 2:
+            raise TransferError(f"finetune: class {classes[label]!r} must have at least two patients to put some aside for {aside}, got {held[label]}"
                                 f"{_near(classes[label], classes)}. Give splits in an index CSV, or add patients.")
+        if len(units) < 2:  # its other patients count to rarer classes, and some of those are put aside
+            continue
         count = min(len(units) - 1, max(1, round(share * len(units))))
         taken.update(units[k] for k in generator.permutation(len(units))[:count])
+    if not taken:
+        raise TransferError(f"finetune: some label must have at least two patients to put some aside for {aside}, got {len(own)} patients in all. Give splits in an index CSV, "
+                            "or add patients.")
     return [replace(case, split=aside if _unit(case) in taken else rest) if case.split == source else case for case in cases]
 
 
 def _unit(case: Case) -> str:
-    return case.patient or f"image {case.record.id} {case.record.name}"
+    return case.patient or f"image {case.record.id if case.record.frame is None else ''} {case.file}"
 
 
 def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "label", allow_leak: bool = False) -> list[str]:
@@ -257,6 +268,15 @@ def check_splits(cases: Sequence[Case], classes: Sequence[str], *, need: str = "
             raise TransferError(f"finetune: every class must have images in {split}, got none of {_listed(lacking)}{_near(lacking[0], classes)}. Add some, or choose "
                                 "classes with --labels.")
     return notes
+
+
+def lone_patients(data: Labelled) -> list[str]:
+    """Notes on the splits that hold one patient only, whose figures have no interval."""
+    if not data.patients_known:
+        return []
+    words = {"train": "train holds one patient only.", "val": "val holds one patient only: its figures say nothing about others.",
+             "test": "test holds one patient only: its figures say nothing about others."}
+    return [words[split] for split in SPLITS if len({case.patient for case in data.of(split)}) == 1]
 
 
 def _near(name: str, others: Collection[str]) -> str:

@@ -74,9 +74,11 @@ def bootstrap(metric: Metric, truth: NDArray, probabilities: NDArray, groups: Se
         seed: Of the draws.
 
     Returns:
-        Lower and upper end; NaN where no draw defines the metric.
+        Lower and upper end; NaN where no draw defines the metric, or where all images are of one patient, which tells nothing about others.
     """
     names, owner = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return float("nan"), float("nan")
     order = np.argsort(owner, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(owner))[:-1])
     generator = np.random.default_rng(seed)

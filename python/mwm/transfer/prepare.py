@@ -13,7 +13,7 @@ from mwm.data.signature import look_alikes, signature
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.fractions import keep_fraction, unit
 from mwm.transfer.images import decode_cases, threads
-from mwm.transfer.labelled import SPLITS, Labelled, read_labelled
+from mwm.transfer.labelled import SPLITS, Labelled, lone_patients, read_labelled
 from mwm.transfer.start import Start, open_start
 
 
@@ -54,6 +54,7 @@ def prepare(config: FinetuneConfig, need: str = "label") -> Prepared:
     data = replace(data, notes=(*data.notes, *refuse_leaks(data, settings, allow=config.allow_leak, workers=config.workers)))
     start = start.fed(decoded, data.of("train"))
     data = few_labels(data, config)
+    data = replace(data, notes=(*data.notes, *lone_patients(data)))
     if config.progress:
         counts = ", ".join(f"{len(data.of(split))} {split}" for split in SPLITS)
         print(f"{start.name}: {len(data.classes)} classes ({', '.join(data.classes)}), {counts} images")

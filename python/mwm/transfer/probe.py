@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +136,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Tensor]) -> nn.Modu
 
     Args:
         model: Changed in place.
-        loader: Batches [B, C, H, W], prepared as the model expects.
+        loader: Batches [B, C, H, W], prepared as the model expects; a batch of one image is joined to the one before it.
 
     Returns:
         The model, in eval mode.
@@ -154,7 +154,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Tensor]) -> nn.Modu
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     batches = 0
-    for images in loader:
+    for images in _no_lone_image(loader):
         model(images)
         batches += 1
     for norm, (momentum, mean, var, count) in zip(norms, kept, strict=True):
@@ -166,6 +166,21 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Tensor]) -> nn.Modu
     if not batches:
         raise ValueError("recalibrate_batchnorm: loader must yield at least one batch, got none.")
     return model.eval()
+
+
+def _no_lone_image(loader: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, a rest of one image joined to the batch before it: alone it has no variance where the last map is 1 x 1, and would count like a whole batch."""
+    held: Tensor | None = None
+    for images in loader:
+        if held is not None and len(images) == 1:
+            yield torch.cat([held, images])
+            held = None
+            continue
+        if held is not None:
+            yield held
+        held = images
+    if held is not None:
+        yield held
 
 
 def pixel_statistics(images: Tensor, *, side: int = 4) -> NDArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,10 +24,10 @@ from mwm import view
 from mwm.data import SkippedFiles
 from mwm.data.csv_cells import file_cell, text_cell
 from mwm.train.export import Encoder
-from mwm.transfer.config import FinetuneConfig
+from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.labelled import SPLITS, Labelled
 from mwm.transfer.metrics import METRICS, auroc, confusion
-from mwm.transfer.stored import StoredModel, write_model
+from mwm.transfer.stored import StoredModel, write_model, write_tensors
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,40 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def open_results(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that would lose something.
+def open_results(out: Path, *, overwrite: bool, command: str = "finetune") -> None:
+    """Refuse a folder that would lose something, or in which nothing could be written once the work is done.
+
+    Args:
+        out: Where results shall be; a link stands for what it leads to.
+        overwrite: Whether earlier results may be replaced.
+        command: Of which command the messages speak.
 
     Raises:
         FileExistsError: it exists and is not empty, and `overwrite` is off, or it is no folder of results.
+        TransferError: it cannot be replaced as a whole, or nothing can be written beside it.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    place = out.resolve()
+    if os.path.ismount(place) or Path.cwd().is_relative_to(place):
+        raise TransferError(f"{command}: out must be a folder that can be replaced as a whole, got {out}, which is a mounted disk, or the folder that you are in. Name a "
+                            "folder inside it.")
+    above = next(folder for folder in place.parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise TransferError(f"{command}: out must lie in a folder that can be written, got {above} ({error.strerror}). Choose another.") from error
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"finetune: out must be a new folder, got {out}, which exists. Choose another, or add --overwrite.")
-    if not out.is_dir() or not (out / "metrics.json").is_file():
-        raise FileExistsError(f"finetune: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
+        raise FileExistsError(f"{command}: out must be a new folder, got {out}, which exists. Choose another, or add --overwrite.")
+    if not place.is_dir() or not (place / "metrics.json").is_file():
+        raise FileExistsError(f"{command}: out must be a folder of earlier results to be overwritten, got {out}, which is not. Choose another.")
 
 
 @contextlib.contextmanager
 def new_results(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
+    out = out.resolve()  # a link stays, and leads to the new folder
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -96,7 +114,7 @@ def base_report(config: FinetuneConfig, encoder: Encoder, data: Labelled, *, met
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """history.csv: one row per epoch, or per setting that was tried."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -108,8 +126,6 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
 
     metrics.json holds no file names and no patients; predictions.csv is local and holds relative file names.
     """
-    from safetensors.torch import save_file
-
     with new_results(out) as temporary:
         test = data.of("test")
         counts = confusion(np.array([case.label for case in test]), outcome.probabilities["test"])
@@ -125,7 +141,7 @@ def write_results(out: Path, config: FinetuneConfig, encoder: Encoder, data: Lab
         stored = StoredModel(config.task, outcome.method, encoder.name, data.classes, encoder.preprocessing, outcome.facts)
         write_model(temporary, stored, outcome.weights if config.store_weights else None)
         for name, tensors in outcome.extra.items() if config.store_weights else ():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(temporary / name))
+            write_tensors(temporary / name, tensors)
         skipped.write(temporary / "skipped.csv")
 
 
@@ -143,7 +159,7 @@ def _by_class(data: Labelled, split: str) -> dict[str, int]:
 
 
 def _write_predictions(path: Path, data: Labelled, outcome: Outcome) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "split", "label", "predicted", *(f"p_{name}" for name in data.classes)])
         for split in ("val", "test"):

@@ -19,13 +19,13 @@ from mwm.transfer.augment import Augment
 from mwm.transfer.config import FinetuneConfig, TransferError
 from mwm.transfer.fit import fit, pick_device
 from mwm.transfer.images import epoch_rows, step_size
-from mwm.transfer.labelled import Labelled, read_labelled
+from mwm.transfer.labelled import Labelled, lone_patients, read_labelled
 from mwm.transfer.mask_metrics import image_figures, mask_summary, pointing_hit
 from mwm.transfer.prepare import few_labels, refuse_leaks
 from mwm.transfer.pyramid import mask_network, pyramid_groups
 from mwm.transfer.segment_images import MaskedSet, decode_masked, read_settings, to_source
 from mwm.transfer.segment_masks import MaskClasses, mask_classes, read_truth, with_masks
-from mwm.transfer.segment_results import write_segmentation
+from mwm.transfer.segment_results import HeldLabels, write_segmentation
 from mwm.transfer.start import open_start
 from mwm.transfer.tasks import state_file
 
@@ -93,11 +93,7 @@ def _checked(data: Labelled, sets: dict[str, MaskedSet], classes: MaskClasses) -
         notes.append(f"{lost} masks mark nothing that the network's picture shows (too small, or cut off): they teach the background only. Larger images may help.")
     if len(sets["train"]) < 2:
         raise TransferError(f"finetune: train must hold at least two images, got {len(sets['train'])}.")
-    if data.patients_known:
-        for split in ("train", "val", "test"):
-            if len({case.patient for case in data.of(split)}) == 1:
-                notes.append(f"{split} holds one patient only: its figures say nothing about others." if split != "train" else "train holds one patient only.")
-    return replace(data, notes=(*data.notes, *notes))
+    return replace(data, notes=(*data.notes, *notes, *lone_patients(data)))
 
 
 def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -164,4 +160,4 @@ def _figures(masked: MaskedSet, k: int, logits: Tensor, classes: MaskClasses, co
     spacing = decoded.spacing if unit == "mm" else (1.0, 1.0)
     return image_figures(truth, predicted, len(classes.names), tolerance=config.surface_tolerance, spacing=spacing) | {
         "pointing": pointing_hit(truth > 0, odds), "truth_pixels": int((truth > 0).sum()), "predicted_pixels": int((predicted > 0).sum()),
-        "truth": truth, "predicted": predicted}
+        "truth": HeldLabels.of(truth), "predicted": HeldLabels.of(predicted)}

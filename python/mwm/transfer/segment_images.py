@@ -17,7 +17,7 @@ from mwm.data import ReadSettings, SkippedFiles, UnreadableImage
 from mwm.data.image import decode
 from mwm.train.export import Preprocessing
 from mwm.transfer.augment import Augment, warp
-from mwm.transfer.images import LEVELS, CaseImages, threads
+from mwm.transfer.images import LEVELS, CaseImages, refuse_beyond_memory, threads
 from mwm.transfer.labelled import Case
 from mwm.transfer.placing import placing
 from mwm.transfer.segment_masks import MaskClasses, read_truth
@@ -66,9 +66,10 @@ def decode_masked(cases: Sequence[Case], classes: MaskClasses | None, preprocess
 
     Raises:
         UnreadableImage: with `strict`.
-        TransferError: a mask does not fit its image, or its values have no meaning.
+        TransferError: a mask does not fit its image, its values have no meaning, or all this does not fit into memory.
     """
     settings = read_settings(preprocessing)
+    refuse_beyond_memory(len(cases), preprocessing, labels=classes is not None)
 
     def read(case: Case) -> Decoded | UnreadableImage:
         try:
@@ -87,6 +88,7 @@ def decode_masked(cases: Sequence[Case], classes: MaskClasses | None, preprocess
             if isinstance(result, Decoded):
                 found[case.record.name] = result
             elif strict:
+                pool.shutdown(cancel_futures=True)
                 raise result
             else:
                 skipped.add(case.record.name, str(result))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from mwm.data import ReadSettings, Record, UnreadableImage, readers
 from mwm.transfer.config import FinetuneConfig, TransferError
@@ -131,8 +132,9 @@ def with_masks(config: FinetuneConfig, data: Labelled) -> Labelled:
 def read_truth(case: Case, classes: MaskClasses, size: tuple[int, int], settings: ReadSettings) -> NDArray[np.uint8]:
     """The labels of an image's pixels.
 
-    Without named values a mask has 0 and one other value: 255, or 1, or both ends of soft edges (cut at half). One that is 0
-    everywhere says that there is nothing to mark; so does no mask, of a case that `with_masks` has kept.
+    A coloured palette whose entry 0 is black gives its numbers. Without named values a mask has 0 and one other value: 255, or 1, or
+    both ends of soft edges (cut at half). One that is 0 everywhere says that there is nothing to mark; so does no mask, of a case that
+    `with_masks` has kept.
 
     Args:
         case: Of which `mask`, `label` and `record` are used.
@@ -163,13 +165,35 @@ def read_truth(case: Case, classes: MaskClasses, size: tuple[int, int], settings
 
 
 def _stored(path: Path, record: Record, settings: ReadSettings) -> tuple[NDArray, bool]:
-    """Values as stored, the brightest of colours, and whether they are a slice of a volume. [H, W]"""
+    """Values as stored, of colours see `_of_colours`, and whether they are a slice of a volume. [H, W]"""
     axis = record.frame[0] if record.frame and record.frame[0] in "xyz" else None
     several = bool(readers.frames(path, replace(settings, slice_axis=axis) if axis else settings))
     try:
-        return readers.read(path, record.frame if several else None, settings).values.max(0), several
+        return _of_colours(path, readers.read(path, record.frame if several else None, settings).values, settings), several
     except UnreadableImage as error:
         raise UnreadableImage(f"mask {path.name} cannot be used: {error}.") from error
+
+
+def _of_colours(path: Path, colours: NDArray, settings: ReadSettings) -> NDArray:
+    """One value per pixel: the numbers of a palette whose entry 0 is black, as labelling tools write them; else the brightest channel, where there is one colour.
+
+    Args:
+        path: The file, which `readers.read` has decoded and found within its limits.
+        colours: What it decoded. [C, H, W]
+        settings: Of which the orientation is used.
+    """
+    if (colours == colours[:1]).all():
+        return colours[0]
+    if path.suffix.lower() == ".png":
+        with Image.open(path) as image:
+            if image.mode == "P" and image.getpalette()[:3] == [0, 0, 0]:
+                return np.array(ImageOps.exif_transpose(image) if settings.orientation == "canonical" else image)
+    if colours.dtype.kind == "u":
+        codes = np.unique(sum(plane.astype(np.int64) << 16 * k for k, plane in enumerate(colours)))
+        if 1 < np.count_nonzero(codes) <= _SOFT:
+            raise TransferError(f"finetune: masks must tell their classes by numbers, got {np.count_nonzero(codes)} colours in {path.name}. Save grey values, or a palette whose "
+                                "entry 0 is black.")
+    return colours.max(0)
 
 
 def _named(values: NDArray, classes: MaskClasses, name: str) -> NDArray[np.uint8]:

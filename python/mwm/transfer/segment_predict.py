@@ -147,7 +147,7 @@ def predict_masks(results: str | Path, images: str | Path | Sequence[Record], ou
     out = Path(out)
     if (out / FACTS).exists():
         raise FileExistsError(f"predict: out must be a folder for masks, got {out}, which holds a trained model. Choose another.")
-    open_results(out, overwrite=overwrite)
+    open_results(out, overwrite=overwrite, command="predict")
     segmenter = Segmenter(results, device)
     records = list(read_list(images, split=split, settings=segmenter.settings))
     if any(Path(record.name).is_absolute() or ".." in Path(record.name).parts for record in records):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mwm import view
@@ -26,6 +29,28 @@ from mwm.transfer.stored import StoredModel, write_model
 from mwm.view.contours import contours, legend
 
 _BODY = "encoder.body."
+
+
+@dataclass(frozen=True)
+class HeldLabels:
+    """A label map of a whole stored image, compressed until a picture asks for it: of thousands of images a few are shown.
+
+    Attributes:
+        shape: (height, width).
+        content: Of zlib.
+    """
+
+    shape: tuple[int, int]
+    content: bytes
+
+    @classmethod
+    def of(cls, labels: NDArray[np.uint8]) -> HeldLabels:
+        """uint8 [h, w]"""
+        return cls(labels.shape, zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
+
+    def labels(self) -> NDArray[np.uint8]:
+        """uint8 [h, w]"""
+        return np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)
 
 
 def write_segmentation(out: Path, config: FinetuneConfig, encoder: Encoder, data: Labelled, classes: MaskClasses, network: nn.Module, fitted: Fitted,
@@ -65,7 +90,7 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_predictions(path: Path, data: Labelled, classes: MaskClasses, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """predictions.csv: one row per image of val and test; a figure that is not defined is an empty cell."""
     several = list(classes.names) if len(classes.names) > 1 else []
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "split", "label", *FIGURES, "pointing", "truth_pixels", "predicted_pixels", *(f"dice_{name}" for name in several)])
         for split, found in rows.items():
@@ -85,7 +110,7 @@ def overlay_gallery(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]], se
 
     Args:
         cases: Of the split.
-        rows: Their figures with `truth` and `predicted`. uint8 [h, w] each
+        rows: Their figures with `truth` and `predicted`, a `HeldLabels` each.
         settings: How to read the images; shown at their stored size.
         unit: Of HD95.
         columns: Images per row.
@@ -95,7 +120,7 @@ def overlay_gallery(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]], se
     middle = max(0, len(order) // 2 - columns // 2)
     sheet = view.Sheet()
     shown: set[int] = set()
-    for words, chosen in (("Best", order[:columns]), ("Median", order[middle : middle + columns]), ("Worst", order[-columns:])):
+    for title, chosen in (("Best", order[:columns]), ("Median", order[middle : middle + columns]), ("Worst", order[-columns:])):
         fresh = [k for k in chosen if k not in shown]
         shown.update(fresh)
         cells = []
@@ -103,9 +128,9 @@ def overlay_gallery(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]], se
             image = read_image(cases[k].record, replace(settings, size=None))
             row = rows[k]
             words = f"HD95 {row['hd95']:.1f} {unit}" if row["predicted_pixels"] and row["truth_pixels"] else "nothing found" if row["truth_pixels"] else "nothing to find"
-            cells.append(view.Cell(contours(image.numpy(), row["truth"], row["predicted"]), f"Dice {row['dice']:.2f}, {words}"))
+            cells.append(view.Cell(contours(image.numpy(), row["truth"].labels(), row["predicted"].labels()), f"Dice {row['dice']:.2f}, {words}"))
         if cells:
-            sheet.add(f"{words} of {len(order)}" + (f" ({legend()})" if words == "Best" else ""), *cells)
+            sheet.add(f"{title} of {len(order)}" + (f" ({legend()})" if title == "Best" else ""), *cells)
     return sheet.image()
 
 

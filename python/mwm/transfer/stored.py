@@ -48,14 +48,19 @@ def write_model(folder: Path, model: StoredModel, weights: Mapping[str, Tensor] 
         weights: By the names of the plain library model; None leaves the file out (`store_weights` off).
         name: File name of the weights.
     """
-    from safetensors.torch import save_file
-
     values = asdict(model) | {"format": FORMAT, "mwm_version": mwm.__version__, "weights": name if weights is not None else None}
     (folder / FACTS).write_text(json.dumps(values, indent=2) + "\n")
     if weights is not None:
         metadata = {"format": "pt", "encoder": model.encoder, "classes": json.dumps(list(model.classes)), "mwm_version": mwm.__version__, "task": model.task,
                     "preprocessing": json.dumps(asdict(model.preprocessing))}
-        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, str(folder / name), metadata=metadata)
+        write_tensors(folder / name, weights, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, written by Python: what the library raises on a full disk is no OSError and has no errno."""
+    from safetensors.torch import save
+
+    path.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata=metadata))
 
 
 def read_model(results: str | Path) -> StoredModel:

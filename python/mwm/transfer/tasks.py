@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
+from typing import Any
 
-from mwm.transfer.config import FinetuneConfig, TransferError
+from mwm.transfer.config import FREE_ON_RESUME, FinetuneConfig, TransferError
 from mwm.transfer.results import open_results
 
 #: Where each task's `run(config, out, command)` lives. It writes its results into `out` through `results.new_results`.
@@ -26,11 +28,12 @@ def finetune(config: FinetuneConfig, *, command: str | None = None) -> Path:
         Folder with metrics.json, predictions, pictures and the weights (model.safetensors, with model.json for `mwm predict`).
 
     Raises:
-        TransferError: the data or the run do not fit; the message says what to do.
+        TransferError: the data or the run do not fit, or `resume` meets finished results of other settings; the message says what to do.
         FileExistsError: the folder of the results exists and neither `overwrite` nor `resume` is on.
     """
     out = results_folder(config)
     if config.resume and (out / "metrics.json").is_file():
+        _refuse_other(out, config)
         print(f"{out} is finished; nothing to do.")
         return out
     open_results(out, overwrite=config.overwrite)
@@ -55,7 +58,32 @@ def results_folder(config: FinetuneConfig) -> Path:
 
 def state_file(out: Path) -> Path:
     """Where an interrupted run keeps what `resume` needs: beside `out`, which appears when it is whole."""
+    out = out.resolve()
     return out.with_name(f".{out.name}.state")
+
+
+def _refuse_other(out: Path, config: FinetuneConfig) -> None:
+    """Refuse to take finished results of other settings for the ones that are asked for.
+
+    Raises:
+        TransferError: a setting differs that changes numbers, or metrics.json is damaged.
+    """
+    try:
+        stored = json.loads((out / "metrics.json").read_text())["config"]
+        now = config.to_dict()
+        changed = [name for name in now if name not in FREE_ON_RESUME and name in stored and _plain(name, stored[name]) != _plain(name, now[name])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TransferError(f"finetune: metrics.json of {out} must be of a finished run, got a damaged one ({type(error).__name__}). Choose another folder, or add --overwrite "
+                            "in place of --resume.") from error
+    if changed:
+        name = changed[0]
+        raise TransferError(f"finetune: {name} must be {stored[name]!r} as in the finished results of {out}, got {getattr(config, name)!r}. Choose another --out, or add "
+                            "--overwrite in place of --resume.")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as it is compared: a file may have moved, its name stays."""
+    return Path(value).name if name in ("init", "masks", "images") and value else value
 
 
 def load(table: dict[str, str], task: str):
