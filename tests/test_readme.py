@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mwm.data import ReadSettings, demo_folder, read_image, read_list
 
@@ -59,4 +60,6 @@ def test_the_run_in_python_leads_to_a_plain_classifier(xrays: Path, monkeypatch:
     exec(code, names)
     assert Path("RUN/encoder.safetensors").is_file()
     exec("import timm\nmodel = " + BLOCKS[3].split("#")[0], names)
+    held, stored = names["model"].state_dict(), load_file("RUN/encoder.safetensors")
+    assert set(held) - set(stored) == {"fc.weight", "fc.bias"} and [name for name, value in stored.items() if not torch.equal(held[name], value)] == []
     assert names["model"](torch.zeros(1, 1, 64, 64)).shape == (1, 3)
