@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from mwm.data import ReadSettings
 from mwm.data.signature import NEAR_IDENTICAL, look_alikes, signature
 from mwm.study.errors import StudyError
 from mwm.study.folds import write_folds
@@ -111,3 +112,15 @@ def test_folds_keep_look_alikes_of_two_patients_together(tmp_path: Path) -> None
     assert "copy.png" in (folds.paths[0].parent / "leaks.csv").read_text()
     apart = write_folds(tmp_path / "data", tmp_path / "apart", folds=5, merge_alike=False)
     assert apart.merged == 0
+
+
+def test_images_are_compared_as_the_tasks_read_them(tmp_path: Path) -> None:
+    """Alike in the window that is learnt from, and unlike above it: the tasks would refuse folds that part them."""
+    generator = np.random.default_rng(5)
+    faint = np.kron(generator.integers(0, 2, (8, 8)), np.ones((8, 8))).astype(bool)
+    rows = _clean(7)
+    for name, label, patient in (("one.png", "a", "a8"), ("other.png", "b", "b8")):
+        rows.append((name, "train", label, patient, Image.fromarray(np.where(faint, 170, np.kron(generator.integers(200, 256, (16, 16)), np.ones((4, 4)))).astype(np.uint8))))
+    index = _data(tmp_path / "data", rows)
+    assert write_folds(index, tmp_path / "plain").merged == 0
+    assert write_folds(index, tmp_path / "window", read=ReadSettings(intensity="window=100,200")).merged == 2

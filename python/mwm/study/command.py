@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mwm.data import ReadSettings
 from mwm.study.cell_files import Cell, finished, locked, pretrains_again, refuse_other_settings
 from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
@@ -22,6 +23,7 @@ from mwm.study.same_time import needed, waiting
 from mwm.study.sources import arm
 from mwm.study.tables import mask_table
 from mwm.study.task_settings import refuse_changed, split_hashes
+from mwm.train import PretrainConfig
 from mwm.train.checkpoint import write_text
 from mwm.train.distributed import pick_device
 from mwm.transfer.coco_metrics import pycocotools
@@ -155,7 +157,8 @@ def _cells(config: StudyConfig, out: Path, root: Path, only: str) -> list[Cell]:
     with locked(out / "folds" / ".lock"):
         for name in dict.fromkeys(data for data, _ in wanted):
             data = config.data[name]
-            folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0)
+            read = ReadSettings.from_dict({"intensity": config.pretrain.get("intensity", PretrainConfig.intensity), **data.read})
+            folds = write_folds(root / data.index, out, name=name, folds=data.folds, labels=data.labels, subset=data.subset, seed=0, read=read)
             counts[name] = len(folds.paths)
             if not folds.patients_known:
                 print(f"study: {name} has rows without a patient; each such image counts as a patient of its own, so that images of one may be in training and test. "

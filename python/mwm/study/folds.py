@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mwm.data import DataError
+from mwm.data import DataError, ReadSettings
 from mwm.data.table import Row
 from mwm.study.errors import StudyError
 from mwm.study.index import UNLABELLED, Indexed, index_path, merge_patients, read_index
@@ -155,7 +155,7 @@ def _tally(data: Indexed, folds: int | str) -> _Tally:
 
 
 def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = None, folds: int | str = 5, seed: int = 0, labels: Sequence[str] | None = None,
-                subset: str | None = None, val_share: float = 0.2, merge_alike: bool = True, progress: bool = False) -> Folds:
+                subset: str | None = None, val_share: float = 0.2, merge_alike: bool = True, read: ReadSettings | None = None, progress: bool = False) -> Folds:
     """Make the folds of a data set below `out`/folds/; a second call with the same settings changes nothing.
 
     Patients that share a near-identical image (one scan under two names, or in two classes) are made one patient first: the
@@ -168,6 +168,7 @@ def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = No
         folds, seed, val_share: As in `assign`.
         labels, subset: As in `read_index`.
         merge_alike: Whether to look for near-identical images.
+        read: How the tasks read the images, for that look; size and aspect are not used.
         progress: Show a bar.
 
     Raises:
@@ -180,7 +181,7 @@ def write_folds(index_csv: str | Path, out: str | Path, *, name: str | None = No
     name = name or path.resolve().parent.name
     folder = Path(out) / "folds" / name
     _copy(data.rows, path.parent, folder)
-    pairs, clusters = alike_patients(data, path.parent, progress=progress) if merge_alike else ([], {})
+    pairs, clusters = alike_patients(data, path.parent, read=read, progress=progress) if merge_alike else ([], {})
     data = merge_patients(data, clusters)
     splits, descriptive = assign(data, folds=folds, seed=seed, val_share=val_share)
     write_pairs(folder / "leaks.csv", data, pairs)

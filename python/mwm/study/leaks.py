@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mwm.data import UnreadableImage
+from mwm.data import ReadSettings, UnreadableImage, read_image
 from mwm.data.csv_cells import file_cell, text_cell
 from mwm.data.records import Record
 from mwm.data.signature import NEAR_IDENTICAL, Pair, look_alikes, signature
@@ -37,31 +37,40 @@ class Leaks:
         return bool(self.patients or self.pairs)
 
 
-def signatures(data: Indexed, root: Path, *, progress: bool = False) -> NDArray:
-    """Signatures of all images of an index; zero (like nothing) for those that cannot be read. float32 [N, 4096]"""
-    rows = []
+def signatures(data: Indexed, root: Path, *, read: ReadSettings | None = None, progress: bool = False) -> NDArray:
+    """Signatures of all images of an index; zero (like nothing) for those that cannot be read. float32 [N, 4096]
+
+    Args:
+        data: The index.
+        root: Folder of its paths.
+        read: How the tasks read the images, whose own comparison must find no pair that this one did not; size and aspect are not used.
+        progress: Show a bar.
+    """
+    rows, settings = [], replace(read or ReadSettings(), aspect="stretch", size=(64, 64))
     for row in tqdm(data.rows, desc="comparing images", unit="img", disable=not progress, leave=False):
         try:
-            rows.append(signature(Record(root / row.file, row.file, 0, frame=row.frame)))
+            rows.append(signature(read_image(Record(root / row.file, row.file, 0, frame=row.frame), settings, channels=1)))
         except UnreadableImage:
             rows.append(np.zeros(4096, dtype=np.float32))
     return np.stack(rows) if rows else np.zeros((0, 4096), dtype=np.float32)
 
 
-def alike_patients(data: Indexed, root: Path, *, threshold: float = NEAR_IDENTICAL, progress: bool = False) -> tuple[list[Pair], dict[str, str]]:
+def alike_patients(data: Indexed, root: Path, *, threshold: float = NEAR_IDENTICAL, read: ReadSettings | None = None,
+                   progress: bool = False) -> tuple[list[Pair], dict[str, str]]:
     """Patients that share a near-identical image, and so may not be in different splits.
 
     Args:
         data: The index.
         root: Folder of its paths.
         threshold: Least likeness of two images.
+        read: How the tasks read the images.
         progress: Show a bar.
 
     Returns:
         The pairs of images (positions in the index), and the common name of each patient that is one of several.
     """
     units = [data.unit(k) for k in range(len(data.rows))]
-    pairs = look_alikes(signatures(data, root, progress=progress), units, threshold=threshold)
+    pairs = look_alikes(signatures(data, root, read=read, progress=progress), units, threshold=threshold)
     parent = {unit: unit for pair in pairs for unit in (units[pair.first], units[pair.second])}
 
     def head(unit: str) -> str:
