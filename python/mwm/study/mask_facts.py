@@ -18,7 +18,7 @@ import torch
 
 from mwm.data import DataError, JointTransform, PretrainDataset, UnreadableImage, read_list
 from mwm.masking import Policy, inside_grid, policy_from_dict
-from mwm.study.cell_files import Cell
+from mwm.study.cell_files import Cell, read_facts
 from mwm.study.cells import make_regions
 from mwm.study.config import StudyConfig
 from mwm.study.sources import arm as arm_named
@@ -55,7 +55,7 @@ def mask_facts(out: str | Path) -> list[dict[str, Any]]:
             if not facts:
                 continue
             _store(path, data, arm, fold, facts)
-        held = _json(path)
+        held = read_facts(path.parent, path.name)
         if held.get("images"):
             rows.append({name: held.get(name) for name in COLUMNS})
     return rows
@@ -88,7 +88,7 @@ def draw_ahead(cells: Sequence[Cell], config: StudyConfig, out: str | Path, devi
                     prepared = prepare(list_images(settings), None, 1)
                 facts = hidden_inside(prepared.config, prepared.policy, skipped=prepared.resolved["skipped"])
             _store(path, cell.data, cell.arm, cell.fold, facts)
-        held = _json(path)
+        held = read_facts(path.parent, path.name)
         if held.get("images"):
             rows.append({name: held.get(name) for name in COLUMNS})
             say(f"{cell.name}: {held['hidden']:.3f} of the patches hidden, {held['hidden_inside']:.3f} of the true region's area")
@@ -161,13 +161,5 @@ def _store(path: Path, data: str, arm: str, fold: int, facts: dict[str, Any]) ->
 def _pretrained(root: Path) -> Iterator[tuple[str, str, int]]:
     for path in sorted((root / "cells").glob("*/*/*/cell.json"), key=lambda path: (path.parts[-4], path.parts[-3], path.parts[-2].zfill(6))):
         data, arm, fold = path.parts[-4:-1]
-        if fold.isdigit() and _json(path).get("status") == "done" and (path.parent / "run" / "config.yaml").is_file():
+        if fold.isdigit() and read_facts(path.parent, path.name).get("status") == "done" and (path.parent / "run" / "config.yaml").is_file():
             yield data, arm, int(fold)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}

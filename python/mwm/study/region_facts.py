@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from mwm.study.cell_files import read_facts
 
 STORED = "region_facts"
 """Folder of facts that came with an archive, in place of regions that were made elsewhere."""
@@ -23,24 +24,16 @@ def region_facts(out: str | Path) -> list[dict[str, Any]]:
     """
     rows, root = {}, Path(out)
     for path in sorted(root.glob(f"{STORED}/*/*/*.json")):
-        stored = _json(path)
+        stored = read_facts(path.parent, path.name)
         if path.parts[-2].isdigit() and stored:
             key = (path.parts[-3], int(path.parts[-2]), path.stem)
             rows[key] = {**dict(zip(COLUMNS[:3], key, strict=True)), **{name: stored.get(name) for name in COLUMNS[3:]}}
     for path in sorted(root.glob("regions/*/*/*/regions.json")):
         data, fold, name = path.parts[-4:-1]
-        source = ((_json(path).get("meta") or {}).get("source") or {})
+        source = ((read_facts(path.parent, path.name).get("meta") or {}).get("source") or {})
         if source and fold.isdigit():
             held = {key: source.get(key) for key in COLUMNS[3:]}
             if held["empty"] is not None:
                 held["empty"] = held["empty"] / max(1, source.get("regions") or 1)  # written down as a number of images
             rows[data, int(fold), name] = {"data_set": data, "fold": int(fold), "regions": name, **held}
     return [rows[key] for key in sorted(rows)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
