@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # import-mode importlib does not
 from drawn_regions import write_set
 
 from mwm.data import DataError, ReadSettings, Record, open_regions, read_image, read_list
+from mwm.localize import RefineSettings
 from mwm.study import crossfit
-from mwm.study.crossfit import crossfit_regions, patient_parts
+from mwm.study.crossfit import _refined, crossfit_regions, patient_parts
 from mwm.study.crossfit_train import SIZE, FitSettings, standard_image, standard_mask, view
 
 QUICK = FitSettings(steps=2, batch=4)
@@ -213,3 +214,9 @@ def test_masks_of_nothing_are_refused_and_other_files_kept(tmp_path: Path) -> No
         Image.new("L", (40, 48)).save(path)
     with pytest.raises(DataError, match="must show something"):
         crossfit_regions(index, tmp_path / "out", "brain tumour", parts=2, settings=QUICK)
+
+
+def test_regions_of_before_stay_those_of_the_same_settings() -> None:
+    """Refinements that came later are in the hash only where they are used."""
+    assert set(_refined(RefineSettings())) == {"method", "threshold", "min_peak", "min_area", "components", "expand", "soft"}
+    assert _refined(RefineSettings(blur=0.02))["blur"] == 0.02 and _refined(RefineSettings(crf=True))["crf"] is True

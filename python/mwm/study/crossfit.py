@@ -112,7 +112,7 @@ def crossfit_regions(
     if lacking:
         raise DataError(f"crossfit: training rows must have masks in at least two of the {parts} parts, got {len(learnt)} masks. Fill the column mask.")
     seen = {r.name: content_digest(r) for r in records}
-    told = {"version": VERSION, "parts": parts, "seed": seed, "prompt": prompt, "fit": asdict(settings), "refine": refinement.to_dict(), "read": read.to_dict(),
+    told = {"version": VERSION, "parts": parts, "seed": seed, "prompt": prompt, "fit": asdict(settings), "refine": _refined(refinement), "read": read.to_dict(),
             "images": sorted((r.name, str(r.split), seen[r.name], str(r.patient)) for r in records),
             "masks": sorted((r.name, hashlib.blake2b(r.mask.read_bytes(), digest_size=16).hexdigest()) for r in learnt)}
     fingerprint = f"crossfit v{VERSION} {hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()}"
@@ -207,6 +207,11 @@ def _maps(records: list[Record], images: dict[str, tuple[Tensor, tuple[int, int]
             total[own] = heat_maps(model, resident[own], prompt, settings)
             total[rest] += heat_maps(model, resident[rest], prompt, settings) / parts
     return total.cpu()
+
+
+def _refined(refinement: RefineSettings) -> dict[str, Any]:
+    """The refinement for the hash; settings that came later are left out where they are not used, so that regions of before stay those of these settings."""
+    return {name: value for name, value in refinement.to_dict().items() if name not in ("crf", "fill", "blur") or value}
 
 
 def _learnt(record: Record) -> bool:
