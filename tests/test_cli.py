@@ -162,6 +162,17 @@ def test_a_file_name_cannot_write_to_the_terminal(images: Path, tmp_path: Path, 
     assert "\x1b" not in said.err + said.out and "\\x1b[31m" in said.out
 
 
+def test_a_preview_without_regions_says_nothing_of_regions(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It had warned that all regions were empty, and advised another prompt."""
+    assert main(["preview", str(images / "images"), "--policy", "uniform", "--image-size", "64", "--patch-size", "16", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    page = (tmp_path / "preview.html").read_text()
+    assert "% of the patches, by uniform; " in said and "grid 4x4" in said
+    for text in (said, page):
+        assert "prompt" not in text and "empty" not in text and "orange" not in text and "are region" not in text
+    assert "hidden: 6" in page  # the default's share, under each mask
+
+
 def test_a_warning_is_one_line_without_the_place_in_our_code(images: Path, tmp_path: Path) -> None:
     regions = tmp_path / "regions"
     run("localize", images / "images", "--localizer", "maps", "--maps", images / "masks", "--out", regions, "--intensity", "minmax")

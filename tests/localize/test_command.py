@@ -95,7 +95,7 @@ def test_prompt_sets_negatives_and_settings_come_from_the_command_line(tmp_path:
     assert open_regions(tmp_path / "two").meta["refine"]["components"] == 2  # the set knows that there are two lungs
     assert main([*asked, "--prompt-set", "chest_xray_lung"]) == 2 and "Did you mean chest_xray_lungs" in capsys.readouterr().err
     assert main(["localize", images, "--prompt", "lungs", "--setting", "layer=7", "--out", str(out)]) == 2
-    assert "settings of tiny must be among none, got layer" in capsys.readouterr().err
+    assert "settings of tiny must be left out, since it has none, got layer" in capsys.readouterr().err
     assert main(["localize", images, "--localizer", "edges", "--not", "x", "--out", str(out)]) == 2 and "must read prompts" in capsys.readouterr().err
 
 

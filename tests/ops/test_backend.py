@@ -36,6 +36,14 @@ def test_a_forced_backend_lists_its_reasons() -> None:
         ops.region_coverage(torch.zeros(1, 4, 4), (2, 2), backend="gpu")
 
 
+def test_what_no_backend_can_run_is_said_so_without_advice_that_does_not_help() -> None:
+    with pytest.raises(ops.BackendError) as caught:
+        ops.region_coverage(torch.zeros(1, 4, 4, dtype=torch.uint8), (2, 2))
+    text = str(caught.value)
+    assert text.startswith("no backend can run region_coverage on these inputs (x: [1, 4, 4] uint8, cpu)")
+    assert "Convert the input" in text and 'backend="reference"' not in text
+
+
 def test_the_native_kernels_are_the_automatic_choice_on_the_cpu() -> None:
     tensor = torch.zeros(1, 1, 2, 2)
     for row in ops.table():

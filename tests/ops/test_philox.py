@@ -86,6 +86,8 @@ def test_arguments_out_of_range_are_refused_by_name(arguments: tuple, message: s
         ops.random_words(*arguments, backend=backend)
     with pytest.raises(TypeError, match="ids must be integers"):
         ops.random_words(0, torch.zeros(1), 0, 0, 0, 1)
+    with pytest.raises(TypeError, match="ids must be integers"):  # not cut to 1
+        ops.random_words(0, [1.5], 0, 0, 0, 1, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

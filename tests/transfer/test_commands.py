@@ -6,10 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mwm.cli import main
-from mwm.transfer import FinetuneConfig
+from mwm.transfer import FinetuneConfig, PredictConfig, TransferError
 from mwm.transfer.config import DEFAULTS
 from mwm.transfer.detect_results import summary as detect_summary
 from mwm.transfer.mask_metrics import mask_summary
@@ -65,3 +66,19 @@ def test_each_task_has_its_own_defaults_and_given_values_win() -> None:
         config = FinetuneConfig(run="r", data="d", task=task)
         assert {name: getattr(config, name) for name in values} == values
     assert FinetuneConfig(run="r", data="d", task="detect", epochs=3).epochs == 3
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"epochs": "ten"}, "epochs must be a whole number or None, got 'ten'"),
+    ({"epochs": 2.5}, "epochs must be a whole number or None, got 2.5"),
+    ({"lr": "1e-3"}, "lr must be a number or None"),
+    ({"flip": "no"}, "flip must be true or false, got 'no'"),
+    ({"seed": True}, "seed must be a whole number"),
+    ({"labels": ["a", "b"]}, "labels must be a text or None"),
+])
+def test_a_value_of_another_kind_is_refused_by_the_name_of_its_field(change: dict, message: str) -> None:
+    with pytest.raises(TransferError, match=message):
+        FinetuneConfig(run="r", data="d", **change)
+    assert FinetuneConfig(run=Path("r"), data="d", epochs=np.int64(3), lr=1, crop=np.float32(0.5)).lr == 1
+    with pytest.raises(TransferError, match="predict: batch_size must be a whole number, got '8'"):
+        PredictConfig(results="r", images="i", out="o", batch_size="8")

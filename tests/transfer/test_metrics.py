@@ -87,7 +87,10 @@ def test_interval_is_the_same_for_the_same_seed_and_holds_the_figure() -> None:
     (np.zeros(0, int), np.zeros((0, 2)), None),
     (np.zeros(3, int), np.zeros((2, 2)), None),
     (np.zeros(3, int), np.zeros((3, 2)), ["a", "b"]),
+    (np.array([0, 1, 5]), np.full((3, 2), 0.5), None),
+    (np.array([0, 1, -1]), np.full((3, 2), 0.5), None),
+    (np.array([0.0, 1.0, 0.5]), np.full((3, 2), 0.5), None),
 ])
-def test_figures_refuse_shapes_that_do_not_fit(truth, probabilities, groups) -> None:
+def test_figures_refuse_shapes_and_classes_that_do_not_fit(truth, probabilities, groups) -> None:
     with pytest.raises(ValueError, match="classification_metrics: "):
         classification_metrics(truth, probabilities, groups)

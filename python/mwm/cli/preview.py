@@ -121,7 +121,10 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     ids = torch.tensor([records[index].id for index, _ in samples])
     survey = survey_regions([region for _, region in samples], grid, min_cover=policy.min_cover)
     statistics = region_statistics(survey, policy, grid=grid, ids=ids, seed=options.seed)
-    print(format_statistics(statistics))
+    # Without regions there is nothing to say of them, and no remedy for their being empty.
+    figures, warnings = (format_statistics(statistics), statistics.warnings) if regions is not None else (
+        f"hidden:  {100 * statistics.hidden:.1f} % of the patches, by {policy.name}; {len(samples)} images, grid {grid[0]}x{grid[1]}", ())
+    print(figures)
     if skipped:
         print(f"skipped {len(skipped)} files:", *map(printable, skipped[:5]), *([f"and {len(skipped) - 5} more"] if len(skipped) > 5 else []), sep="\n  ")
     if bool(survey.inside.flatten(1).any(1).any()) and policy.needs_region:
@@ -129,8 +132,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     chosen = torch.linspace(0, len(samples) - 1, min(options.count, len(samples))).round().long().unique().tolist()
     shown = [dataset[samples[k][0]] for k in chosen]
     active = policy(torch.stack([s["region"] for s in shown]), grid=grid, seed=options.seed, ids=ids[chosen], epoch=0)
-    sheet = _gallery(shown, active, survey.inside[chosen])
-    _write(options, sheet, format_statistics(statistics), statistics.warnings, len(samples), _nameless(options, words))
+    sheet = _gallery(shown, active, survey.inside[chosen] if regions is not None else None)
+    _write(options, sheet, figures, warnings, len(samples), _nameless(options, words))
     return 0
 
 
@@ -154,9 +157,15 @@ def _localized(given: dict[str, Any], out: Path) -> str:
     return str(out / "regions")
 
 
-def _gallery(shown: list[dict[str, Any]], active: Any, inside: Any) -> Any:
+def _gallery(shown: list[dict[str, Any]], active: Any, inside: Any | None) -> Any:
+    """One row per image; without regions (`inside` is None) image and mask alone."""
     from mwm import view
 
+    if inside is None:
+        sheet = view.Sheet(("Image", "Mask"))
+        for sample, visible in zip(shown, active, strict=True):
+            sheet.add("", view.picture(sample["image"]), view.Cell(view.mask_picture(sample["image"], visible), f"hidden: {view.percent(float((~visible).float().mean()))}"))
+        return sheet
     sheet = view.Sheet(("Image", "Region", "Mask"))
     for sample, visible, patches in zip(shown, active, inside, strict=True):
         region = sample["region"] if sample["region"].ndim == 2 else sample["region"][0]
@@ -173,12 +182,13 @@ def _write(options: argparse.Namespace, sheet: Any, figures: str, warnings: tupl
 
     out = Path(options.out)
     named = f"the prompt “{options.prompt}”" if options.prompt is not None else "the given regions" if options.regions else "no regions"
-    page = view.Report("Regions and masks before training", f"{images} images, {named}. The orange line is the region; grey patches are hidden from the encoder.")
+    line = "The orange line is the region; grey" if named != "no regions" else "Grey"
+    page = view.Report("Regions and masks before training", f"{images} images, {named}. {line} patches are hidden from the encoder.")
     page.section("Over all images")
     page.preformatted(figures.split("\nwarning:")[0])
     for warning in warnings:
         page.note(warning, kind="warning")
-    page.section("A few of them").sheet(sheet, "Image, region and mask of the first epoch, evenly spaced over the list.")
+    page.section("A few of them").sheet(sheet, f"Image, {'region ' if named != 'no regions' else ''}and mask of the first epoch, evenly spaced over the list.")
     page.section("How this was made").command(command)
     written = [view.save(sheet.image(), out / "preview.png"), page.write(out / "preview.html")]
     print(f"wrote {written[1]} and {written[0]}")

@@ -102,7 +102,7 @@ class CheckReport:
         lines = [f'check: does the map of "{self.prompt[:70]}" follow the text? {self.images} images, localizer {self.localizer}',
                  f"  {'against':40} {'correlation':>11} {'mass shift':>10}   passes with"]
         for c in self.contrasts:
-            named = f'{c.kind} "{c.text[:28]}"' if c.text else {"centre": "the middle of the image", "seed": "itself, another seed"}[c.kind]
+            named = f'{c.kind} "{c.text if len(c.text) <= 28 else c.text[:27] + "…"}"' if c.text else {"centre": "the middle of the image", "seed": "itself, another seed"}[c.kind]
             told = f"{'refused':>11} {'':10}" if c.refused == 1 else f"{_number(c.correlation)} {_number(c.shift, 10)}"
             lines.append(f"  {named:40} {told}   {self.limits.needed(c.kind)}" + (f"   (refused for {100 * c.refused:.0f} % of the images)" if 0 < c.refused < 1 else ""))
         lines.append(f"  {'maps of the prompt that show nothing':40} {f'{100 * self.silent:.0f} %':>11} {'':10}   less than {100 * self.limits.silent:g} %")

@@ -34,7 +34,7 @@ class RefineSettings:
             (k = 2 on the values of each map; foreground is the higher centre), as in MedCLIP-SAMv2's post-processing.
         threshold: Least value of a region pixel, in [0, 1]; 0 keeps every pixel above zero.
         min_peak: A map whose largest value is below this is empty, in [0, 1]. k-means would find a foreground in noise.
-        min_area: Components with a smaller share of the image are dropped, in [0, 1).
+        min_area: Components with a smaller share of the image are dropped, in [0, 1].
         components: Number of largest connected components to keep (8-neighbourhood); None keeps all.
         expand: Replace each component by its bounding box, scaled about its centre by this factor (≥ 1; the paper uses
             1.0 … 1.5) and clipped to the image; None keeps the shape.

@@ -71,7 +71,8 @@ def create_localizer(name: str, *, checkpoint: str | Path | None = None, device:
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         offered = sorted(set(known) - {"checkpoint", "device"})
-        raise TypeError(f"create_localizer: settings of {name} must be among {', '.join(offered) or 'none'}, got {', '.join(unknown)}.")
+        wanted = f"among {', '.join(offered)}" if offered else "left out, since it has none"
+        raise TypeError(f"create_localizer: settings of {name} must be {wanted}, got {', '.join(unknown)}.")
     arguments = dict(settings)
     if "checkpoint" in known:
         if checkpoint is not None:

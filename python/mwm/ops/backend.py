@@ -116,7 +116,7 @@ def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
         return known
     if backend:
         if found := reasons(op, backend, *tensors):
-            raise BackendError(_refusal(op, f'backend="{backend}"', tensors, found))
+            raise BackendError(_refusal(op, f'backend="{backend}" cannot', tensors, found))
         chosen = backend
     else:
         order = _CUDA_ORDER[op] if first.device.type == "cuda" else ORDER.get(first.device.type, ("reference",))
@@ -124,7 +124,7 @@ def resolve(op: str, backend: str | None, *tensors: torch.Tensor) -> str:
         chosen = next((name for name in order if not against[name]), "")
         if not chosen:
             lines = [f"{name}: {reason}" for name, found in against.items() for reason in found]
-            raise BackendError(_refusal(op, "no backend", tensors, lines))
+            raise BackendError(_refusal(op, "no backend can", tensors, lines, "Convert the input; `mwm info` lists what runs here."))
         if chosen == "reference" and op not in _WARNED:
             _WARNED.add(op)
             lines = [reason for name in order[:-1] for reason in against[name]]
@@ -168,10 +168,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _refusal(op: str, subject: str, tensors: tuple[torch.Tensor, ...], found: list[str]) -> str:
+def _refusal(op: str, subject: str, tensors: tuple[torch.Tensor, ...], found: list[str],
+             advice: str = 'Use backend="reference" or leave it out; `mwm info` lists what runs here.') -> str:
     first = tensors[0]
     lines = "\n".join(f"  {reason}" for reason in found)
-    return (
-        f"{subject} cannot run {op} on these inputs (x: {list(first.shape)} {_short(first.dtype)}, {first.device}):\n{lines}\n"
-        f'  Use backend="reference" or leave it out; `mwm info` lists what runs here.'
-    )
+    return f"{subject} run {op} on these inputs (x: {list(first.shape)} {_short(first.dtype)}, {first.device}):\n{lines}\n  {advice}"

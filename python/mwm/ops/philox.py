@@ -73,7 +73,8 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 def check_ids(op: str, ids: Tensor | Sequence[int] | int) -> Tensor:
     """`ids` as an int64 tensor [B]; their range is checked where they are read."""
     if not isinstance(ids, Tensor):
-        ids = torch.tensor([ids] if isinstance(ids, int) else list(ids), dtype=torch.int64)
+        ids = torch.tensor([ids] if isinstance(ids, int) else list(ids))  # without a dtype: with one, torch cuts 1.5 to 1
+        ids = ids.to(torch.int64) if not ids.numel() else ids
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise TypeError(f"{op}: ids must be integers in [0, 2**32), got {ids.dtype}.")
     if ids.dim() > 1:

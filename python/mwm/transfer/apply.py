@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mwm.transfer.config import TransferError
+from mwm.transfer.config import TransferError, check_kinds
 from mwm.transfer.stored import FACTS, read_model
 
 #: Where each task's function (results, images, out, *, its fields and the common ones) lives, and which fields are its own.
@@ -27,7 +27,7 @@ class PredictConfig:
     """Settings of a prediction, checked on creation.
 
     Raises:
-        TransferError: a value is out of its range; the message names the field.
+        TransferError: a value is of the wrong kind or out of its range; the message names the field.
     """
 
     results: str = _help("", "folder that mwm finetune wrote")
@@ -53,6 +53,7 @@ class PredictConfig:
         for name in ("results", "images", "out"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        check_kinds(self, "predict")
         for name, wanted in (("results", "a folder that mwm finetune wrote"), ("images", "a folder, glob, text list or index CSV"),
                              ("out", "a folder for the answers (--out FOLDER)")):
             self._require(name, bool(getattr(self, name)), wanted)

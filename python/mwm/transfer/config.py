@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 TASKS = ("classify", "segment", "detect")
@@ -27,6 +29,24 @@ def _help(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a pair of them", type(None): "None"}
+
+
+def check_kinds(config: Any, command: str) -> None:
+    """Refuse a value that is not of the kind its field states: `flip="no"` would count as true.
+
+    Raises:
+        TransferError: names the field.
+    """
+    hints = typing.get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value, hint = getattr(config, item.name), hints[item.name]
+        kinds = tuple(typing.get_origin(kind) or kind for kind in (typing.get_args(hint) or (hint,)))
+        number = () if isinstance(value, bool) else (int, float) if isinstance(value, Integral) else (float,) if isinstance(value, Real) else ()
+        if not (type(value) in kinds or set(number) & set(kinds)):
+            raise TransferError(f"{command}: {item.name} must be {' or '.join(_WORDS[kind] for kind in kinds)}, got {value!r}.")
+
+
 def _by_task(name: str) -> str:
     return ", ".join(f"{values[name]:g} {task}" for task, values in DEFAULTS.items())
 
@@ -36,7 +56,7 @@ class FinetuneConfig:
     """Settings of a fine-tuning run, checked on creation.
 
     Raises:
-        TransferError: a value is out of its range; the message names the field.
+        TransferError: a value is of the wrong kind or out of its range; the message names the field.
     """
 
     run: str | None = _help(None, "folder of a run made by mwm pretrain, or its encoder.safetensors; left out: --encoder names a network")
@@ -112,6 +132,7 @@ class FinetuneConfig:
         for name, value in DEFAULTS.get(self.task, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        check_kinds(self, "finetune")
         self._check()
         self._check_classify()
         self._check_segment()

@@ -115,13 +115,16 @@ def classification_metrics(truth: NDArray, probabilities: NDArray, groups: Seque
         `{"accuracy": {"value", "low", "high"}, …, "images": N, "patients": number or None}`; a figure that is not defined is None.
 
     Raises:
-        ValueError: shapes do not fit, or there is no image.
+        ValueError: shapes do not fit, there is no image, or a class is not in [0, K).
     """
     truth, probabilities = np.asarray(truth), np.asarray(probabilities, dtype=np.float64)
     if truth.ndim != 1 or probabilities.ndim != 2 or len(truth) != len(probabilities) or not len(truth):
         raise ValueError(f"classification_metrics: truth must be [N] and probabilities [N, K] with N > 0, got {list(truth.shape)} and {list(probabilities.shape)}.")
     if groups is not None and len(groups) != len(truth):
         raise ValueError(f"classification_metrics: groups must name the patient of each of the {len(truth)} images, got {len(groups)}.")
+    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= probabilities.shape[1]:
+        raise ValueError(f"classification_metrics: truth must be whole numbers of classes in [0, K) with K = {probabilities.shape[1]}, got {truth.dtype} from {truth.min()} to "
+                         f"{truth.max()}. Give the column of probabilities that is right.")
     units = [str(k) for k in range(len(truth))] if groups is None else [str(g) for g in groups]
     result: dict[str, Any] = {}
     for name, metric in METRICS.items():
