@@ -35,7 +35,7 @@ def test_the_endpoint_stands_at_the_share_that_was_really_hidden_with_the_step_t
     found = collect(out)
     chart = plots(found, PLAN, figures(found, PLAN, rounds=50), differences(found, PLAN, rounds=50))["hidden-toy-segment-dice"]
     words = _words(chart)
-    assert words[0] == "toy: segmentation" and "Dice, 95 % interval over 16 patients" in words and "ms/step" in words
+    assert words[0] == "toy: segmentation" and "Dice, 95 % interval over 16 patients or blocks" in words and "ms/step" in words
     listed = words[words.index("ms/step") + 1:]
     assert listed[:-2] == ["1", "region", "42 %", "5060", "2", "uniform", "42 %", "4995", "3", "uniform60", "60 %", "3700", "4", "uniform60_time", "60 %", "3700",
                            "scratch", "-", "-"]
