@@ -80,7 +80,7 @@ def test_a_deflated_dicom_bomb_with_an_odd_head_is_refused(tmp_path: Path, head:
     if head != "without types":  # pydicom reads it
         assert read_image(path).shape == (1, 600, 600)
     monkeypatch.setattr("mwm.data.readers.dicom.MAX_INFLATED", 100_000)
-    with pytest.raises(UnreadableImage, match="inflates to more than|head of this deflated file is damaged"):
+    with pytest.raises(UnreadableImage, match=r"inflates to more than|head of this deflated file is damaged"):
         read_image(path)
 
 

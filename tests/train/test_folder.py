@@ -45,7 +45,7 @@ def test_a_second_process_is_refused_while_the_first_trains(resume: bool, short:
     try:
         while not (tmp_path / "flag").exists():
             assert first.is_alive()
-        with pytest.raises(TrainError, match="another process trains in .*run at the moment"):
+        with pytest.raises(TrainError, match=r"another process trains in .*run at the moment"):
             pretrain(PretrainConfig(**short))
     finally:
         first.kill()
@@ -95,7 +95,7 @@ def test_what_a_run_reads_is_not_removed_by_overwrite(name: str, short: dict[str
 def test_a_checkpoint_without_its_settings_is_kept(short: dict[str, Any]) -> None:
     run = pretrain(PretrainConfig(**short))
     (run / "config.yaml").unlink()
-    with pytest.raises(TrainError, match="has a checkpoint.pt but no config.yaml"):
+    with pytest.raises(TrainError, match=r"has a checkpoint\.pt but no config\.yaml"):
         pretrain(PretrainConfig(**short, resume=True))
     assert (run / checkpoint.NAME).is_file()
 
