@@ -254,6 +254,8 @@ def test_finetune_probes_a_run(images: Path, trained: Path, tmp_path: Path) -> N
     (("pretrain", "images", "--mask-ratio", "0.5", "--out", "bad", "--device", "teapot"), "cpu, cuda"),
     (("pretrain", "images", "--regions", "masks", "--prompt", "lungs", "--out", "bad"), "got both"),
     (("pretrain", "images", "--regions", "masks", "--expand", "1.2", "--out", "bad"), "--expand"),
+    (("pretrain", "images", "--expand", "1.2", "--out", "bad"), "--expand must go with a prompt that is localized now, got no prompt"),
+    (("pretrain", "images", "--high", "0.9", "--low", "0.2", "--out", "bad"), "high must be left out with masks that are uniform"),
     (("preview", "images", "--regions", "masks", "--prompt", "lungs"), "got both"),
     (("preview", "images", "--regions", "masks", "--threshold", "0.2"), "--threshold"),
     (("finetune", "nowhere", "labelled"), "nowhere"),
@@ -324,3 +326,24 @@ def test_errors_of_the_machine_become_sentences_with_a_remedy(error: Exception, 
 def test_debug_raises_the_error_itself() -> None:
     with pytest.raises(ValueError, match="nowhere"):
         main(["preview", "nowhere", "--policy", "uniform", "--debug"])
+
+
+def test_preview_does_not_keep_the_regions_of_all_images(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand regions of 224 pixels are two gigabytes."""
+    import gc
+    import weakref
+
+    from mwm.data import PretrainDataset
+
+    item, given, most = PretrainDataset.__getitem__, [], [0]
+
+    def watched(self: PretrainDataset, key: int) -> dict[str, object]:
+        gc.collect()
+        most[0] = max(most[0], sum(found() is not None for found in given))
+        sample = item(self, key)
+        given.append(weakref.ref(sample["region"]))
+        return sample
+
+    monkeypatch.setattr(PretrainDataset, "__getitem__", watched)
+    assert main(["preview", str(images / "images"), "--regions", str(images / "masks"), "--image-size", "64", "--count", "1", "--out", str(tmp_path)]) == 0
+    assert len(given) == 7 and most[0] <= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 from pathlib import Path
@@ -206,3 +207,33 @@ def test_a_full_disk_ends_in_one_sentence(scans: ImageList, tmp_path: Path) -> N
     (tmp_path / "cache").write_text("a file where the cache's folder should be")
     with pytest.raises(DataError, match=r"disk cache in .* cannot be written"):
         PretrainDataset(scans, SIZE, cache=tmp_path / "cache")[0]
+
+
+def test_a_region_is_fitted_alike_beside_a_cached_image(tmp_path: Path, dicom) -> None:
+    """135 x 320 pixels of 0.332 mm: with the spacing in float32 the region was a pixel taller than with that of the file."""
+    dicom("a.dcm", np.arange(135 * 320, dtype=np.uint16).reshape(135, 320), PixelSpacing=["0.332", "0.332"])
+    records, settings = read_list(tmp_path / "a.dcm"), ReadSettings(size=(224, 224))
+    regions = {records[0].id: torch.ones(135, 320)}
+    plain = PretrainDataset(records, settings, regions)[0]["region"]
+    cached = [PretrainDataset(records, settings, regions, cache=tmp_path / "cache")[0]["region"] for _ in range(2)]
+    assert torch.equal(plain, cached[0]) and torch.equal(plain, cached[1])
+
+
+def test_a_volume_is_hashed_once_for_all_its_slices(tmp_path: Path, nifti, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    from mwm.data import content_digest, image
+
+    records = read_list(nifti("a.nii", np.arange(4 * 4 * 30, dtype=np.int16).reshape(4, 4, 30)))
+    opened: list[object] = []
+
+    def counting(*arguments: object) -> object:
+        opened.append(arguments[0])
+        return builtins.open(*arguments)
+
+    monkeypatch.setattr(image, "open", counting, raising=False)
+    digests = [content_digest(record) for record in records]
+    assert len(set(digests)) == 30 and len(opened) == 1
+    assert digests[3] == hashlib.blake2b(records[3].path.read_bytes() + b"#z3", digest_size=16).hexdigest()
+    records[0].path.write_bytes(records[0].path.read_bytes() + b" ")
+    assert content_digest(records[3]) != digests[3], "another file under the same name"

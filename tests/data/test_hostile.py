@@ -52,6 +52,52 @@ def test_a_deflated_dicom_bomb_is_refused_and_an_honest_one_is_read(tmp_path: Pa
         read_image(path)
 
 
+@pytest.mark.parametrize("head", ["without its length", "with a wrong length", "with a long element before the syntax", "without types"])
+def test_a_deflated_dicom_bomb_with_an_odd_head_is_refused(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length of the head is no more than a claim: pydicom inflates without it, too."""
+    import struct
+    import zlib
+
+    def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+        long = struct.pack("<HI", 0, len(value)) if kind in (b"OB", b"OW") else struct.pack("<H", len(value))
+        return struct.pack("<HH2s", group, number, kind) + long + value
+
+    syntax, length = b"1.2.840.10008.1.2.1.99", b""
+    if head == "with a wrong length":
+        length = element(2, 0, b"UL", struct.pack("<I", 4000))
+    if head == "with a long element before the syntax":
+        length = element(2, 1, b"OB", b"\0" * 2000)
+    meta = length + element(2, 0x10, b"UI", syntax)
+    if head == "without types":
+        meta = struct.pack("<HHI", 2, 0x10, len(syntax)) + syntax
+    numbers = {0x10: 600, 0x11: 600, 0x100: 16, 0x101: 16, 0x102: 15, 0x103: 0}
+    values = element(0x28, 2, b"US", b"\1\0") + element(0x28, 4, b"CS", b"MONOCHROME2 ")
+    values += b"".join(element(0x28, number, b"US", struct.pack("<H", value)) for number, value in numbers.items())
+    packed = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = packed.compress(values + element(0x7FE0, 0x10, b"OW", bytes(720_000))) + packed.flush()
+    path = tmp_path / "a.dcm"
+    path.write_bytes(b"\0" * 128 + b"DICM" + meta + body)
+    if head != "without types":  # pydicom reads it
+        assert read_image(path).shape == (1, 600, 600)
+    monkeypatch.setattr("mwm.data.readers.dicom.MAX_INFLATED", 100_000)
+    with pytest.raises(UnreadableImage, match=r"inflates to more than|head of this deflated file is damaged"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("spacing", [b"1.0\\nan ", b"1.0\\inf ", b"1e-320\\1e-320 ", b"1e300\\1e-300", b"0\\1 ", b"x\\y ", b"\\"])
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_pixel_spacing_that_is_none_is_not_used(tmp_path: Path, dicom, spacing: bytes, aspect: str) -> None:
+    """Such a header ended the whole run: the image's new size is no number."""
+    path, settings = dicom("a.dcm", ramp(8, 10).astype(np.uint16), Modality="MR"), ReadSettings(size=(32, 32), aspect=aspect)
+    wanted = read_image(path, settings)
+    data = path.read_bytes()
+    at = data.index(b"\x28\x00\x00\x01US")  # the elements are in order: before BitsAllocated
+    padded = spacing.ljust(len(spacing) + len(spacing) % 2)
+    path.write_bytes(data[:at] + b"\x28\x00\x30\x00DS" + len(padded).to_bytes(2, "little") + padded + data[at:])
+    assert bool((read_image(path, settings) == wanted).all())
+
+
 @pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
 @pytest.mark.parametrize("kept", [0, 3, 60, 0.5, 0.95])
 def test_truncated_files_are_unreadable(tmp_path: Path, extension: str, kept: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,11 @@ def test_ctrl_c_within_a_save_stays_an_interrupt(tmp_path: Path, monkeypatch: py
     assert next(calls) > call, "the interrupt never came"
     assert checkpoint.load(path)["step"] == 7
     assert os.listdir(tmp_path) == [checkpoint.NAME]
+
+
+@pytest.mark.parametrize("payload", [b"", b"hello", b"PK\3\4" + bytes(100), b"\x80\2."], ids=["nothing", "text", "half an archive", "half a pickle"])
+def test_a_payload_that_only_its_checksum_vouches_for_is_one_sentence(payload: bytes, tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(checkpoint._HEADER.pack(checkpoint._MAGIC, zlib.crc32(payload), len(payload)) + payload)
+    with pytest.raises(TrainError, match=r"damaged or no checkpoint of mwm|more than plain values"):
+        checkpoint.load(path)

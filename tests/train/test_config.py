@@ -38,6 +38,17 @@ def test_defaults_are_the_papers() -> None:
     ({"resume": True, "overwrite": True}, "resume must be left out together with overwrite"),
     ({"regions": "r", "mask_ratio": 0.5, "low": 0.2}, "low must be left out together with mask_ratio"),
     ({"images": ""}, "images must be a folder"),
+    ({"crop_scale": 0.5}, "crop_scale must be two shares"),
+    ({"crop_scale": ("a", "b")}, "crop_scale must be two shares"),
+    ({"flip": "no"}, "flip must be true or false, got 'no'"),
+    ({"strict": 1}, "strict must be true or false"),
+    ({"split": 1}, "split must be a text, got 1. Put it in quotes"),
+    ({"regions": ["masks"]}, "regions must be a text"),
+    ({"base_lr": float("inf")}, "base_lr must be a positive number"),
+    ({"channels": 65}, "channels must be a whole number from 1 to 64"),
+    ({"read": {"size": [64, 64]}}, "read must be settings besides the size.*Give image_size"),
+    ({"high": 0.9}, "high must be left out with masks that are uniform, got 0.9. Add regions"),
+    ({"regions": "r", "mask": "uniform", "low": 0.2}, "low must be left out with masks that are uniform"),
 ])
 def test_a_wrong_value_is_one_sentence_that_names_the_field(changes: dict, words: str) -> None:
     with pytest.raises(TrainError, match=words) as caught:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mwm.train.logs import COLUMNS, RunLogs, read_metrics
+from mwm.train.logs import COLUMNS, RunLogs, cut_events, read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # protobuf and tensorboard
 
@@ -54,3 +54,13 @@ def test_a_new_run_starts_with_empty_logs(tmp_path: Path) -> None:
     _write(tmp_path, range(1, 3))
     assert read_metrics(tmp_path / "metrics.csv")["step"] == [1, 2]
     assert _events(tmp_path) == [1, 2]
+
+
+def test_noise_at_the_end_of_an_event_file_does_not_stop_a_run_from_going_on(tmp_path: Path) -> None:
+    """What a power cut leaves: the length of a record, and no record behind it."""
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    path = folder / "events.out.tfevents.1"
+    path.write_bytes((20).to_bytes(8, "little") + b"1234" + b"\xff" * 24)
+    cut_events(folder, 3)
+    assert path.read_bytes() == b""

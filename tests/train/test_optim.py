@@ -59,3 +59,16 @@ def test_only_the_decaying_group_gets_weight_decay(name: str) -> None:
 @pytest.mark.parametrize(("batch_norm", "beta"), [(True, 0.95), (False, 0.999)])
 def test_second_beta_follows_the_encoders_norm(batch_norm: bool, beta: float) -> None:
     assert create_optimizer(_Model(batch_norm), _config()).param_groups[0]["betas"] == (0.9, beta)
+
+
+def test_layer_scale_does_not_decay_whoever_wrote_the_net() -> None:
+    """timm gives it one axis, torchvision three."""
+    import torchvision
+
+    from mwm.train.optim import parameter_groups
+
+    net = torchvision.models.convnext_tiny()
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decays, stays = ({names[id(p)] for p in group["params"]} for group in parameter_groups(net))
+    assert "features.1.0.layer_scale" in stays and "features.1.0.block.0.weight" in decays
+    assert all(name.endswith(".weight") for name in decays)

@@ -44,9 +44,6 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         given.pop(name, None)
     if given.get("prompt") is not None and given.get("regions") is not None:
         raise ValueError("pretrain: one of prompt and regions must be given, got both. Leave out --regions to localize the prompt, or --prompt to take the regions.")
-    if refine and (given.get("regions") is not None or given.get("resume")):
-        flag = next(iter(refine)).replace("_", "-")
-        raise ValueError(f"pretrain: --{flag} must go with a prompt that is localized now, got finished regions. Give it to mwm localize.")
     if "mask_settings" in given:
         given["mask_settings"] = named_values(given["mask_settings"], "--mask-setting", "high=0.9")
     geometry = {name: given.pop(name) for name in GEOMETRY if name in given}
@@ -60,6 +57,9 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         config = PretrainConfig.from_yaml(file, **given)
     else:
         config = PretrainConfig.from_dict(given)
+    if refine and (config.regions is not None or config.resume or config.prompt is None):
+        flag, found = next(iter(refine)).replace("_", "-"), "no prompt" if config.regions is None and not config.resume else "finished regions"
+        raise ValueError(f"pretrain: --{flag} must go with a prompt that is localized now, got {found}. Give it to mwm localize, or add --prompt TEXT.")
     keep_freed_memory()
     out = pretrain(config, localize=lambda settings: localize_for(settings, refine), command=shlex.join(["mwm", *words]))
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
@@ -76,6 +76,6 @@ def localize_for(config: Any, refine: dict[str, Any]) -> str:
     folder = out.parent / f"{out.name}.regions"
     device = None if config.device == "auto" else config.device
     run_localize(images=config.images, prompt=config.prompt, out=str(folder), localizer=config.localizer, checkpoint=config.localizer_checkpoint,
-                 revision=config.localizer_revision, split=config.split, read=ReadSettings(intensity=config.intensity, **config.read), device=device,
+                 revision=config.localizer_revision, split=config.split, read=ReadSettings(**{"intensity": config.intensity, **config.read}), device=device,
                  strict=config.strict, progress=config.progress, **refine)
     return str(folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +110,23 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     regions = options.regions or (_localized(given, out) if options.prompt is not None else None)
     dataset = PretrainDataset(records, read, regions, None, foreground=options.foreground)
     samples, skipped = [], []
-    for index in tqdm(range(len(records)), desc="reading images", unit="img", dynamic_ncols=True):
-        try:
-            samples.append((index, dataset[index]["region"]))
-        except DataError as error:
-            if given.get("strict"):
-                raise
-            skipped.append(str(error))
+
+    def seen() -> Iterator[torch.Tensor]:  # one by one: the regions of all images need not fit into memory
+        for index in tqdm(range(len(records)), desc="reading images", unit="img", dynamic_ncols=True):
+            try:
+                region = dataset[index]["region"]
+            except DataError as error:
+                if given.get("strict"):
+                    raise
+                skipped.append(str(error))
+                continue
+            samples.append(index)
+            yield region
+
+    survey = survey_regions(seen(), grid, min_cover=policy.min_cover)
     if not samples:
         raise ValueError(f"preview: images must hold at least one readable file, got {len(skipped)} unreadable ones (first: {skipped[0]}).")
-    ids = torch.tensor([records[index].id for index, _ in samples])
-    survey = survey_regions([region for _, region in samples], grid, min_cover=policy.min_cover)
+    ids = torch.tensor([records[index].id for index in samples])
     statistics = region_statistics(survey, policy, grid=grid, ids=ids, seed=options.seed)
     # Without regions there is nothing to say of them, and no remedy for their being empty.
     figures, warnings = (format_statistics(statistics), statistics.warnings) if regions is not None else (
@@ -130,7 +137,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if bool(survey.inside.flatten(1).any(1).any()) and policy.needs_region:
         policy = policy.with_empty_share(policy.mean_share(survey.inside))
     chosen = torch.linspace(0, len(samples) - 1, min(options.count, len(samples))).round().long().unique().tolist()
-    shown = [dataset[samples[k][0]] for k in chosen]
+    shown = [dataset[samples[k]] for k in chosen]
     active = policy(torch.stack([s["region"] for s in shown]), grid=grid, seed=options.seed, ids=ids[chosen], epoch=0)
     sheet = _gallery(shown, active, survey.inside[chosen] if regions is not None else None)
     _write(options, sheet, figures, warnings, len(samples), _nameless(options, words))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -120,11 +121,11 @@ class PretrainDataset(Dataset):
         key = blob.key(self._digests[index], repr(sorted(self.settings.to_dict().items())), str(self.channels))
         path = folder / key[:2] / f"{key[2:]}.image"
         try:
-            values, facts = blob.read_array(path), blob.read_array(path.with_suffix(".size"))
+            values, facts = blob.read_array(path), _facts(blob.read_array(path.with_suffix(".size")))
         except (OSError, blob.CorruptEntry):
             values, stored, spacing = self._decode(index)
             try:
-                blob.write_array(path.with_suffix(".size"), np.array([*stored, *(spacing or (0, 0))], np.float32), packed=False)
+                blob.write_array(path.with_suffix(".size"), np.array([*stored, *(spacing or (0, 0))], "<f8").view(np.uint8), packed=False)
                 blob.write_array(path, values, packed=False)
             except OSError as error:
                 raise DataError(f"data set: the disk cache in {folder} cannot be written ({error.strerror}). Free some space, or leave out --cache disk.") from error
@@ -155,6 +156,17 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "id": torch.tensor([sample["id"] for sample in samples], dtype=torch.int64),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
     }
+
+
+def _facts(stored: NDArray) -> NDArray[np.float64]:
+    """Height, width and pixel spacing of a cached image in full precision: in float32 a region may come out a pixel larger than beside the image that is not cached.
+
+    Raises:
+        CorruptEntry: it is something else.
+    """
+    if stored.dtype != np.uint8 or stored.shape != (32,):
+        raise blob.CorruptEntry
+    return stored.view("<f8")
 
 
 def default_cache_folder() -> Path:

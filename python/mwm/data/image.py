@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,10 @@ def content_digest(image: str | Path | Record) -> str:
         UnreadableImage: the file cannot be read, is no regular file (a pipe would be waited for), or is beyond the limit of one file.
     """
     path, frame, name = (image.path, image.frame, image.name) if isinstance(image, Record) else (Path(image), None, Path(image).name)
-    digest = hashlib.blake2b(digest_size=16)
     try:
         readers.check_file(path)
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+        found = path.stat()
+        digest = _of_file(str(path), found.st_mtime_ns, found.st_size).copy()
     except OSError as error:
         raise UnreadableImage(f"{name} cannot be used: it cannot be read ({error.strerror}).") from error
     except UnreadableImage as error:
@@ -78,3 +77,13 @@ def content_digest(image: str | Path | Record) -> str:
     if frame is not None:
         digest.update(f"#{frame}".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _of_file(path: str, changed: int, size: int) -> Any:
+    """The hash of a file's bytes, to be copied and continued: a volume is read once, not once per slice. Its time and size are part of the key."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest

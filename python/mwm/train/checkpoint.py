@@ -84,8 +84,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomic` for UTF-8 text."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """`write_atomic` for UTF-8 text; bytes of a file name that are no UTF-8 (names of older systems) are written as escapes."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -126,6 +126,9 @@ def load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise TrainError(f"checkpoint: {path.parent.name}/{path.name} holds more than plain values and tensors and is not opened. Use a checkpoint that "
                          "mwm pretrain wrote.") from error
+    except Exception as error:  # a payload that only its checksum vouches for: KeyError, EOFError, RuntimeError, …
+        raise TrainError(f"checkpoint: {path.parent.name}/{path.name} is damaged or no checkpoint of mwm ({type(error).__name__}). Restore it from a copy, or "
+                         "start anew with --overwrite.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainError(f"checkpoint: {path.parent.name}/{path.name} is of format {state.get('format') if isinstance(state, dict) else '?'}, "
                          f"this version reads format {FORMAT}. Use the mwm version that run.json names.")

@@ -13,6 +13,8 @@ from typing import Any
 
 OPTIMIZERS = ("lamb", "adamw")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_CHANNELS = 64  # what an encoder's file is trusted to claim
+_MOST_VALUES = 5_000_000  # of a YAML file, the ids of skipped images counted
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 #: Fields that may differ between a run and its continuation: they change speed, looks or place, not a number.
 FREE_ON_RESUME = frozenset({"out", "overwrite", "resume", "workers", "cache", "device", "cuda_graph", "threads", "panel_every", "panel_images", "log_every",
@@ -180,10 +182,27 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrainError(f"config: {path} must be YAML, got {str(error).splitlines()[0]}. Write `name: value` lines.") from error
     except RecursionError as error:
         raise TrainError(f"config: {path} must be YAML of a few levels, got lists or mappings that are nested too deeply. Write `name: value` lines.") from error
+    if not _is_small(values):
+        raise TrainError(f"config: {path} must be YAML of at most {_MOST_VALUES:,} values, got more (aliases counted where they stand). Write `name: value` lines.")
     if not isinstance(values, dict):
         raise TrainError(f"config: {path} must hold `name: value` lines, got {type(values).__name__}.")
     values.pop("resolved", None)
     return {name: as_number(value) for name, value in values.items()}
+
+
+def _is_small(values: Any) -> bool:
+    """Whether a value holds few others: a few lines of YAML aliases can stand for billions, which show as soon as a sentence quotes one."""
+    left, count = [values], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            return False
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
+    return True
 
 
 def as_number(value: Any) -> Any:
@@ -219,12 +238,17 @@ def _check(config: PretrainConfig) -> None:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     def real(value: Any, low: float, high: float = math.inf, *, open_end: bool = False) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value and (value < high if open_end else value <= high)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and low <= value and (value < high if open_end else value <= high)
 
     need(config.images, "images", "a folder, glob, text list or index CSV")
     need(config.out, "out", "the folder of the run")
     for name in ("images", "out", "encoder", "intensity", "device"):
         need(isinstance(getattr(config, name), str), name, "a text", "Put it in quotes.")
+    for name in ("regions", "foreground", "prompt", "localizer", "localizer_checkpoint", "localizer_revision", "split"):
+        need(getattr(config, name) is None or isinstance(getattr(config, name), str), name, "a text", "Put it in quotes.")
+    for name in ("overwrite", "resume", "flip", "strict", "progress"):
+        need(isinstance(getattr(config, name), bool), name, "true or false", "Write it without quotes.")
+    need("size" not in config.read, "read", "settings besides the size", "Give image_size.")
     need(not (config.overwrite and config.resume), "resume", "left out together with overwrite", "Continue the run or replace it.")
     need(isinstance(config.image_size, int) or (isinstance(config.image_size, tuple) and len(config.image_size) == 2), "image_size",
          "one number or (height, width)")
@@ -234,8 +258,10 @@ def _check(config: PretrainConfig) -> None:
         fit = " x ".join(str(max(1, round(edge / config.patch_size)) * config.patch_size) for edge in config.size)
         raise TrainError(f"pretrain: patch_size must divide the image, got {config.patch_size} for {config.size[0]} x {config.size[1]} pixels. "
                          f"The nearest image_size that fits is {fit}.")
-    need(config.channels is None or whole(config.channels, 1), "channels", "a positive whole number")
-    need(len(config.crop_scale) == 2 and 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1, "crop_scale", "two shares 0 < low <= high <= 1")
+    need(config.channels is None or (whole(config.channels, 1) and config.channels <= MAX_CHANNELS), "channels", f"a whole number from 1 to {MAX_CHANNELS}")
+    scale = config.crop_scale
+    need(isinstance(scale, tuple) and len(scale) == 2 and all(real(share, 0, 1) for share in scale) and 0 < scale[0] <= scale[1], "crop_scale",
+         "two shares 0 < low <= high <= 1")
     need(config.cache in (None, "ram", "disk", "device"), "cache", "ram, disk or device")
     masks = _masks()
     need(config.mask in masks.mask_names(), "mask", " | ".join(masks.mask_names()))
@@ -253,6 +279,9 @@ def _check(config: PretrainConfig) -> None:
     need(config.region_weight == 1 or config.regions or config.prompt, "region_weight", "1 without regions and prompt", "Add regions (--regions FOLDER).")
     for name in ("mask_ratio", "high", "low"):
         need(getattr(config, name) is None or real(getattr(config, name), 0, 1, open_end=True), name, "a share in [0, 1)")
+    for name in ("high", "low"):
+        need(regions or own or getattr(config, name) is None, name, "left out with masks that are uniform",
+             "Add regions (--regions FOLDER) or a prompt (--prompt TEXT), or give --mask-ratio.")
     need(not (config.mask_ratio is not None and config.low is not None and regions and not own), "low", "left out together with mask_ratio",
          "With an overall share, the outside hides what remains.")
     need(real(config.min_cover, 0, 1) and config.min_cover > 0, "min_cover", "a share in (0, 1]")

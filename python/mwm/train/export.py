@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import mwm
 from mwm.train.checkpoint import write_atomic, write_text
-from mwm.train.config import TrainError
+from mwm.train.config import MAX_CHANNELS, TrainError
 
 ENCODER = "encoder.safetensors"
 _TORCHVISION = "torchvision/"
@@ -51,7 +51,7 @@ class Preprocessing:
         """
         sane = {
             "size": len(self.size) == 2 and all(isinstance(edge, int) and 0 < edge <= 8192 for edge in self.size),
-            "channels": isinstance(self.channels, int) and 0 < self.channels <= 64,
+            "channels": isinstance(self.channels, int) and 0 < self.channels <= MAX_CHANNELS,
             "mean": len(self.mean) == self.channels and all(map(math.isfinite, self.mean)),
             "std": len(self.std) == self.channels and all(math.isfinite(std) and std > 0 for std in self.std),
         }

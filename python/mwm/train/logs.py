@@ -81,6 +81,7 @@ def cut_events(folder: Path, last_step: int) -> None:
     An event file is a row of records {length: uint64, checksum: uint32, data, checksum: uint32}; the records that stay
     are copied byte by byte.
     """
+    from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -91,7 +92,10 @@ def cut_events(folder: Path, last_step: int) -> None:
             end = at + 12 + length + 4
             if end > len(content):
                 break
-            event = Event.FromString(content[at + 12 : at + 12 + length])
+            try:
+                event = Event.FromString(content[at + 12 : at + 12 + length])
+            except DecodeError:  # what a power cut leaves
+                break
             if event.step <= last_step or not event.HasField("summary"):
                 kept.write(content[at:end])
             at = end

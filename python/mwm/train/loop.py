@@ -64,7 +64,9 @@ def pretrain(config: PretrainConfig, *, localize: Callable[[PretrainConfig], Any
             listed = _on_main(world, lambda: list_images(config))
             model = build_model(listed.config, world)
             prepared = _on_main(world, lambda: prepare(listed, localize, world.size))
-            return _Trainer(model, prepared, world, command).run()
+            with contextlib.ExitStack() as held:
+                _on_main(world, lambda: held.enter_context(record.alone(prepared.config, continues=prepared.continues)))
+                return _Trainer(model, prepared, world, command).run()
     finally:
         distributed.stop(world)
 
@@ -239,6 +241,10 @@ class _Trainer:
         if not path.exists():
             return
         state = checkpoint.load(path)
+        absent = [name for name in ("settings", "image_list", "model", "schedule", "optimizer", "scaler", "step", "environment") if name not in state]
+        if absent:
+            raise TrainError(f"checkpoint: {path.parent.name}/{path.name} lacks {absent[0]!r}, which mwm pretrain writes. Restore the run's own files, or start anew with "
+                             "--overwrite.")
         ours = self.config.to_dict()
         differ = [name for name, value in state["settings"].items() if ours.get(name) != value]
         if differ or state["image_list"] != self.prepared.image_list:  # shapes alone do not tell two models of one family apart

@@ -61,7 +61,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 def parameter_groups(model: nn.Module) -> list[dict]:
     """Two groups: weights, which decay; biases, norms and tokens, which do not.
 
-    A parameter does not decay when it has at most one axis, is called a mask token, or belongs to a norm.
+    A parameter does not decay when it has at most one axis, is called a mask token or layer scale (which torchvision gives three axes), or belongs to a norm.
     """
     norms = {f"{name}." for name, module in model.named_modules()
              if "Norm" in type(module).__name__ and next(module.children(), None) is None}
@@ -69,7 +69,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        free = parameter.ndim <= 1 or name.endswith("mask_token") or any(name.startswith(norm) for norm in norms)
+        free = parameter.ndim <= 1 or name.endswith(("mask_token", "layer_scale")) or any(name.startswith(norm) for norm in norms)
         (stays if free else decays).append(parameter)
     return [{"params": decays, "decays": True}, {"params": stays, "decays": False}]
 

@@ -90,12 +90,14 @@ class Listed:
         continues: whether a run of this folder goes on.
         records: the images, in the order of the list.
         stored: the section `resolved` of the run that goes on; else empty.
+        moved: whether its regions lie elsewhere now.
     """
 
     config: PretrainConfig
     continues: bool
     records: list[Record]
     stored: dict[str, Any]
+    moved: bool = False
 
 
 def list_images(config: PretrainConfig) -> Listed:
@@ -110,7 +112,9 @@ def list_images(config: PretrainConfig) -> Listed:
     create_policy(config)  # refuses shares that do not go together
     if continues:
         before = PretrainConfig.from_yaml(Path(config.out) / "config.yaml")
-        return Listed(config.replace(regions=before.regions, foreground=before.foreground, channels=before.channels), True, records, read_resolved(Path(config.out)))
+        moved = any(_elsewhere(getattr(config, name), getattr(before, name)) for name in ("regions", "foreground"))
+        config = config.replace(regions=config.regions or before.regions, foreground=config.foreground or before.foreground, channels=before.channels)
+        return Listed(config, True, records, read_resolved(Path(config.out)), moved)
     return Listed(config.replace(channels=config.channels or _channels(config, records)), False, records, {})
 
 
@@ -128,7 +132,7 @@ def prepare(listed: Listed, localize: Callable[[PretrainConfig], Any] | None, wo
     config, records = listed.config, listed.records
     joint_batch(len(records), config.batch_size, world_size)
     if listed.stored:
-        return _continued(config, records, listed.stored, world_size)
+        return _continued(config, records, listed.stored, world_size, moved=listed.moved)
     localizer = None
     if config.reads_regions and config.regions is None:
         if localize is None:
@@ -169,16 +173,31 @@ def _uncached(config: PretrainConfig, records: list[Record]) -> PretrainDataset:
     return open_source(config.replace(cache=None) if config.cache == "ram" else config, records)
 
 
-def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int) -> Prepared:
-    """The same, from what the run wrote down when it began."""
+def _elsewhere(path: str | None, before: str | None) -> bool:
+    """Whether a path is given, and another one than before."""
+    return path is not None and (before is None or Path(path).expanduser().resolve() != Path(before).expanduser().resolve())
+
+
+def _continued(config: PretrainConfig, records: list[Record], stored: dict[str, Any], world_size: int, *, moved: bool) -> Prepared:
+    """The same, from what the run wrote down when it began; regions that were moved are read once, and must be the same."""
+    absent = [name for name in ("skipped", "image_list", "images", "mean", "std", "read", "policy", "localizer", "regions") if name not in stored]
+    if absent:
+        raise TrainError(f"pretrain: config.yaml lacks {absent[0]!r} in its section `resolved`, which mwm pretrain writes. Restore it, or start anew with --overwrite.")
     left_out = set(stored["skipped"])
     skipped, records = [r for r in records if r.id in left_out], [r for r in records if r.id not in left_out]
     image_list = list_hash((r.id, file_size(r.path)) for r in records)
     if image_list != stored["image_list"]:
         raise TrainError(f"pretrain: the images are not those the run began with ({len(records)} now, {stored['images']} then, or files changed). Restore "
                          "them, or choose another --out.")
+    policy = masking.policy_from_dict(stored["policy"])
+    if moved:
+        seen = survey(_uncached(config, records), policy, config.grid, unreadable=UnreadableImage, workers=config.workers, strict=True, progress=config.progress,
+                      names=[r.name for r in records])
+        if stored["regions"] is None or _digest(seen) != stored["regions"]:
+            raise TrainError("pretrain: the regions are not those the run began with, or nothing tells that they are. Leave out --regions to take them from where they were, "
+                             "or choose another --out.")
     preprocessing = Preprocessing(config.size, config.channels, tuple(stored["mean"]), tuple(stored["std"]), stored["read"])
-    return Prepared(config, True, records, preprocessing, masking.policy_from_dict(stored["policy"]),
+    return Prepared(config, True, records, preprocessing, policy,
                     joint_batch(len(records), config.batch_size, world_size), image_list, stored["localizer"],
                     [(r.name, "unreadable when the run began") for r in skipped], stored)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import mwm
 from mwm.train.checkpoint import NAME, write_text
 from mwm.train.config import FREE_ON_RESUME, PretrainConfig, TrainError, read_yaml
 
-_MARKS = ("config.yaml", "run.json", NAME)
+_MARKS = ("run.json", NAME)
+_LOCK = ".lock"
 
 
 def check_folder(config: PretrainConfig) -> bool:
@@ -33,15 +35,21 @@ def check_folder(config: PretrainConfig) -> bool:
     run = Path(config.out)
     if run.is_file():
         raise TrainError(f"pretrain: out must be a folder, got the file {run}. Choose another --out.")
-    if not run.is_dir() or not any(run.iterdir()):
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):  # told now, not when all images have been read
+        raise TrainError(f"pretrain: out must be a folder that can be made and written, got {run}, where {nearest} is none. Choose another --out.")
+    if not run.is_dir() or all(path.name == _LOCK for path in run.iterdir()):
         return False
-    if not any((run / name).exists() for name in _MARKS):
+    if not any((run / name).exists() for name in _MARKS) and not _has_resolved(run / "config.yaml"):
         raise TrainError(f"pretrain: out must be a new folder or a run, but {run} holds other files. Choose another --out.")
     if config.overwrite:
+        _check_inputs_outside(config, run)
         return False
     if not config.resume:
         raise TrainError(f"pretrain: {run} holds a run already. Continue it with --resume, replace it with --overwrite, or choose another --out.")
     if not (run / "config.yaml").is_file():
+        if (run / NAME).exists():  # it would be replaced by a run that begins anew
+            raise TrainError(f"pretrain: {run} has a {NAME} but no config.yaml, so that it cannot be continued. Restore config.yaml, or replace the run with --overwrite.")
         return False
     stored = PretrainConfig.from_yaml(run / "config.yaml", out=config.out, resume=True, overwrite=False)
     differ = [name for name in vars(stored) if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(config, name)
@@ -54,12 +62,57 @@ def check_folder(config: PretrainConfig) -> bool:
     return True
 
 
+def _has_resolved(path: Path) -> bool:
+    """Whether a config.yaml was written by a run: other programs call their files so, too."""
+    try:
+        return path.is_file() and bool(read_resolved(path.parent))
+    except TrainError:
+        return False
+
+
+def _check_inputs_outside(config: PretrainConfig, run: Path) -> None:
+    """Refuse to replace a folder that holds what the new run reads."""
+    for name in ("images", "regions", "foreground", "localizer_checkpoint"):
+        value = getattr(config, name)
+        if value and (path := Path(value).expanduser()).exists() and path.resolve().is_relative_to(run.resolve()):
+            raise TrainError(f"pretrain: {name} must lie outside of a run that is replaced, got {value} in {run}, all of which --overwrite removes. Choose another --out.")
+
+
+@contextlib.contextmanager
+def alone(config: PretrainConfig, *, continues: bool) -> Iterator[None]:
+    """Hold the run's folder for the time of the training; makes it where it is missing. The lock ends with the process, however that ends.
+
+    Raises:
+        TrainError: another process trains in it, or has done so since `check_folder` looked.
+    """
+    run = Path(config.out)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / _LOCK, "a")
+    except OSError as error:
+        raise TrainError(f"pretrain: the folder {run} cannot be made ({error.strerror}). Choose another --out.") from error
+    with file:
+        try:
+            import fcntl
+
+            # A lock of the process, not of the open file: loader processes that outlive a killed run must not keep it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError) as error:
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
+                raise TrainError(f"pretrain: another process trains in {run} at the moment. Wait for its end, or choose another --out.") from error
+        if check_folder(config) != continues:  # another process was here while this one read its images
+            raise TrainError(f"pretrain: {run} has become another run's folder since this one began. Look at it, or choose another --out.")
+        yield
+
+
 def claim_folder(config: PretrainConfig, *, continues: bool) -> Path:
     """Make the run's folder; an overwritten run is removed only now, when the new one is ready to begin."""
     run = Path(config.out)
     try:
         if not continues and run.is_dir():
             for path in run.iterdir():
+                if path.name == _LOCK:
+                    continue
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from ..errors import UnreadableImage
 from ..limits import check_pixels
@@ -18,6 +19,8 @@ from ..raw import Raw
 from ..settings import ReadSettings
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_LONGEST_ELEMENT = 1 << 20  # bytes of an element of group 2
+_SPACINGS = (1e-6, 1e6)  # mm; beyond, it is no pixel's
 MAX_INFLATED = 2**29
 """Size of a deflated DICOM file after inflation, bytes."""
 
@@ -78,10 +81,8 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
 def _check_inflated(path: Path) -> None:
     """Refuse a deflated file that grows beyond the limit: pydicom inflates it whole, before anything can be asked of it."""
     with open(path, "rb") as file:
-        head = file.read(1024)
-        if head[128:132] != b"DICM" or _DEFLATED not in head or head[132:140] != b"\2\0\0\0UL\4\0":
+        if not _stands_at_deflated(file):
             return
-        file.seek(144 + int.from_bytes(head[140:144], "little"))
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         data = file.read(1 << 16)
         while data:
@@ -89,6 +90,28 @@ def _check_inflated(path: Path) -> None:
             if total > MAX_INFLATED:
                 raise UnreadableImage(f"it inflates to more than {MAX_INFLATED // 2**20} MiB, the limit of a deflated DICOM file")
             data = inflate.unconsumed_tail or file.read(1 << 16)
+
+
+def _stands_at_deflated(file: BinaryIO) -> bool:
+    """Go past the elements of group 2, one by one as pydicom does; whether what follows is deflated. The length of the group that a file states may be wrong or missing."""
+    if file.read(132)[128:] != b"DICM":
+        file.seek(0)
+    deflated = False
+    while True:
+        at, head = file.tell(), file.read(8)
+        if head[:2] != b"\2\0":
+            file.seek(at)
+            return deflated
+        kind, length = head[4:6].decode("latin-1"), int.from_bytes(head[6:], "little")
+        if kind in EXPLICIT_VR_LENGTH_32:
+            length = int.from_bytes(file.read(4), "little")
+        if not (kind.isascii() and kind.isalpha() and kind.isupper()) or length > _LONGEST_ELEMENT:
+            # Values without types, or of open length: pydicom has ways of its own to find their end, which may be another one than ours.
+            file.seek(0)
+            if _DEFLATED in file.read():
+                raise UnreadableImage("the head of this deflated file is damaged")
+            return False
+        deflated |= _DEFLATED in file.read(length)
 
 
 def _index(frame: str | None, count: int) -> int:
@@ -154,8 +177,10 @@ def _spacing(header: pydicom.Dataset, groups: list[Any]) -> tuple[float, float] 
     for source in (measures, header):
         for name in ("PixelSpacing", "ImagerPixelSpacing"):
             value = source.get(name) if source is not None else None
-            if value is not None and len(value) == 2 and min(float(value[0]), float(value[1])) > 0:
-                return float(value[0]), float(value[1])
+            if isinstance(value, (pydicom.multival.MultiValue, list, tuple)) and len(value) == 2:
+                height, width = _number(value[0], 0.0), _number(value[1], 0.0)
+                if _SPACINGS[0] <= min(height, width) and max(height, width) <= _SPACINGS[1]:
+                    return height, width
     return None
 
 
