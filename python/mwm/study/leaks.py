@@ -129,7 +129,8 @@ def check_folds(paths: Sequence[str | Path], *, allow_leak: bool = False, thresh
         found.append(leaks)
         if leaks and not allow_leak:
             if leaks.patients:
-                raise StudyError(f"study: a patient must be in one split only, got {leaks.patients} in several in {Path(path).name}. Make the folds again, or pass allow_leak=True.")
+                raise StudyError(f"study: a patient must be in one split only, got {leaks.patients} in several in {Path(path).name}. "
+                                 "Make the folds again, or pass allow_leak=True.")
             one, side, other, side2, likeness = leaks.pairs[0]
             raise StudyError(f"study: near-identical images must be in one split, got {len(leaks.pairs)} pairs in several in {Path(path).name}: {one} ({side}) and {other} "
                              f"({side2}) are {likeness:.2f} alike. Give their patients one name, or pass allow_leak=True.")
