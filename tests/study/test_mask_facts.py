@@ -95,6 +95,7 @@ def test_the_table_shows_them_and_keeps_them(out: Path) -> None:
     (out / "mask_facts" / "drawn" / "0" / "shuffled.json").unlink()
     assert [row["arm"] for row in mask_facts(out)] == ["roi", "uniform60"]  # without the regions they cannot be drawn again
     (out / "moved").rename(out / "regions")
+    assert [row["arm"] for row in mask_facts(out, draw=False)] == ["roi", "uniform60"]
     assert mask_facts(out) == before
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ import yaml
 
 from mwm.study.cell_files import CELL, read_facts
 from mwm.study.collect import collect
-from mwm.study.config import TASKS, StudyConfig
+from mwm.study.config import NAME, TASKS, StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.mask_facts import STORED as MASK_FACTS
 from mwm.study.mask_facts import mask_facts
@@ -29,17 +30,19 @@ from mwm.study.region_facts import region_facts
 from mwm.study.report import needs_shortcut, shortcut_answers
 from mwm.train.checkpoint import write_atomic, write_text
 
-_N = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_N = NAME.pattern
 _MEMBER = re.compile(rf"study\.yaml|folds/{_N}/(\d{{1,4}}\.csv|folds\.json)|shortcut/{_N}\.csv|({REGION_FACTS}|{MASK_FACTS})/{_N}/\d{{1,4}}/{_N}\.json|cells/{_N}/{_N}/\d{{1,4}}/"
                      rf"(cell\.json|run/(config\.yaml|run\.json)|({'|'.join(TASKS)})/(metrics\.json|predictions\.csv|predictions\.json|ground_truth\.json))")
 _MOST, _LARGEST, _WHOLE = 50_000, 256 * 2**20, 2 * 2**30
 """Members, bytes of one, bytes of all: far more than a study has, far less than would fill a disk."""
-_RUN = {"config.yaml": ("encoder", "image_size", "channels"), "run.json": ("device", "commit", "wall_time_seconds")}
+_RUN = {"config.yaml": ("encoder", "image_size", "channels"), "run.json": ("device", "commit")}
 _UNTOLD = "the message stayed with the study"
 
 
 def pack(out: str | Path, file: str | Path) -> int:
     """Write what is finished of a study into one archive, without names of images, patients or folders; the same study gives the same bytes.
+
+    What masks hid goes in as far as a report, or `mwm study --masks`, has drawn it.
 
     Args:
         out: folder of the study.
@@ -64,7 +67,7 @@ def pack(out: str | Path, file: str | Path) -> int:
         if needs_shortcut(found, data):
             shortcut_answers(root, data, found)  # made where no table has asked for it yet
             members[f"shortcut/{data}.csv"] = rename_csv((root / "shortcut" / f"{data}.csv").read_text(encoding="utf-8"), folds.images)
-    for stored, name, rows in ((REGION_FACTS, "regions", region_facts(root)), (MASK_FACTS, "arm", mask_facts(root))):
+    for stored, name, rows in ((REGION_FACTS, "regions", region_facts(root)), (MASK_FACTS, "arm", mask_facts(root, draw=False))):
         members |= {f"{stored}/{row['data_set']}/{row['fold']}/{row[name]}.json": json.dumps(row, indent=1) + "\n" for row in rows}
     cells = list(dict.fromkeys((row["data_set"], row["arm"], row["seed"]) for row in found.rows))
     for data, arm, seed in cells:
@@ -175,7 +178,7 @@ def _members(file: Path) -> Iterator[tuple[str, bytes]]:
         raise
     except OSError as error:
         raise StudyError(f"study: the archive must be readable, got {error.strerror}: {file}. Check the path.") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zipfile.zlib.error) as error:  # damaged, encrypted, or compressed in an unknown way
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:  # damaged, encrypted, or compressed in an unknown way
         raise StudyError(f"study: {file} must be an archive of mwm study --pack, got something else or a damaged one ({type(error).__name__}).") from error
 
 

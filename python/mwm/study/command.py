@@ -122,12 +122,17 @@ def study(config: StudyConfig, options: StudyOptions) -> Outcome:
     for name, error in outcome.failed.items():
         print(f"study: {name} failed twice: {error}")
     if any((cell.folder(out) / "cell.json").is_file() for cell in cells):
-        print(f"tables and plots in {write_report(config, out)}")
+        print(f"tables and plots in {write_report(config, out, draw=options.budget is None)}")  # time that is counted is for cells; --report draws masks again
     return outcome
 
 
-def write_report(config: StudyConfig, out: Path) -> Path:
+def write_report(config: StudyConfig, out: Path, *, draw: bool = True) -> Path:
     """results.csv, tables and plots of what is done, in OUT/report.
+
+    Args:
+        config: of the study.
+        out: its folder.
+        draw: whether to draw masks again for the table of what they hid.
 
     Raises:
         StudyError: nothing is done, or the configuration has another plan or other settings than what is done.
@@ -136,7 +141,7 @@ def write_report(config: StudyConfig, out: Path) -> Path:
 
     refuse_changed(config, out)
     with locked(out / ".report.lock"):
-        return report(config, out)
+        return report(config, out, draw=draw)
 
 
 def folds_of(config: StudyConfig, out: Path, root: Path) -> dict[str, Path]:

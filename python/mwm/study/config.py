@@ -27,7 +27,8 @@ _PRETRAIN_FIXED = frozenset({"images", "out", "regions", "foreground", "split", 
 _FINETUNE_FIXED = frozenset({"run", "data", "out", "init", "encoder", "image_size", "channels", "intensity", "aspect", "labels", "task", "linear_probe", "knn",
                              "seed", "resume", "overwrite", "device", "store_weights", "allow_leak"})
 """What the study sets by itself, or a data set says (read): a value in the file would be ignored in some arms and count in others."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Of data sets and arms: parts of paths."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class StudyConfig:
         _need(isinstance(data, dict) and data, "data", "a mapping of data sets", data)
         sets = {}
         for name, settings in data.items():
-            _need(isinstance(name, str) and _NAME.fullmatch(name), "data", "named with letters, digits, dots, dashes and underscores", name)
+            _need(isinstance(name, str) and NAME.fullmatch(name), "data", "named with letters, digits, dots, dashes and underscores", name)
             _need(isinstance(settings, dict), f"data.{name}", "a mapping with index and prompt", settings)
             settings = _known({"name": name, **settings}, DataSet, f"the data set {name}")
             for needed in ("index", "prompt"):

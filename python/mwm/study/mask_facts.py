@@ -34,27 +34,27 @@ _MOST = 512
 """Epochs and images of a cell whose masks are drawn again: enough for a mean, and seconds on any data set."""
 
 
-def mask_facts(out: str | Path) -> list[dict[str, Any]]:
+def mask_facts(out: str | Path, *, draw: bool = True) -> list[dict[str, Any]]:
     """Facts of every finished pre-training whose data set has masks; drawn once and kept in OUT/mask_facts.
 
     Args:
         out: Folder of the study.
+        draw: Whether to draw those that are missing, seconds a cell; else only those that are there.
 
     Returns:
-        By `COLUMNS`: mean hidden share of all patches; mean share of the true region's area that is hidden; mean number of patches that the true region covers (by the policy's
+        By `COLUMNS`: mean hidden share of all patches; mean share of the true region's area that is hidden; mean number of patches that the true region covers (by the run's
         `min_cover`), of how many; images with a mask. Cells whose images or regions are not there any more, and data sets without masks, are left out.
     """
     root, rows = Path(out), []
     for data, arm, fold in _pretrained(root):
         path = root / STORED / data / str(fold) / f"{arm}.json"
-        if not path.is_file():
+        if draw and not path.is_file():
             try:
                 facts = _drawn_again(root, data, arm, fold)
             except (DataError, TrainError, OSError):
                 facts = {}  # images or regions are not there any more, which is no reason to keep the tables back
-            if not facts:
-                continue
-            _store(path, data, arm, fold, facts)
+            if facts:
+                _store(path, data, arm, fold, facts)
         held = read_facts(path.parent, path.name)
         if held.get("images"):
             rows.append({name: held.get(name) for name in COLUMNS})
@@ -79,15 +79,12 @@ def draw_ahead(cells: Sequence[Cell], config: StudyConfig, out: str | Path, devi
         path = root / STORED / cell.data / str(cell.fold) / f"{cell.arm}.json"
         if not path.is_file():
             fields = make_regions(config, root, cell.data, cell.arm, cell.fold, device)
-            settings = config.pretrain_config(cell.data, images=str(root / "folds" / cell.data / f"{cell.fold}.pretrain.csv"), out=str(cell.folder(root) / "run"), seed=cell.fold,
+            # A folder that no run has: nothing is written, and a run of the cell that is there already is not asked.
+            settings = config.pretrain_config(cell.data, images=str(root / "folds" / cell.data / f"{cell.fold}.pretrain.csv"), out=str(path.with_suffix("")), seed=cell.fold,
                                               device=device, progress=False, **fields)
-            if (Path(settings.out) / "config.yaml").is_file():
-                facts = _drawn_again(root, cell.data, cell.arm, cell.fold)
-            else:
-                with contextlib.redirect_stdout(io.StringIO()):  # what a run says of its own masks
-                    prepared = prepare(list_images(settings), None, 1)
-                facts = hidden_inside(prepared.config, prepared.policy, skipped=prepared.resolved["skipped"])
-            _store(path, cell.data, cell.arm, cell.fold, facts)
+            with contextlib.redirect_stdout(io.StringIO()):  # what a run says of its own masks
+                prepared = prepare(list_images(settings), None, 1)
+            _store(path, cell.data, cell.arm, cell.fold, hidden_inside(prepared.config, prepared.policy, skipped=prepared.resolved["skipped"]))
         held = read_facts(path.parent, path.name)
         if held.get("images"):
             rows.append({name: held.get(name) for name in COLUMNS})

@@ -25,7 +25,7 @@ from mwm.study.tables import as_rows, tables
 from mwm.train.checkpoint import write_text
 
 
-def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = None, rounds: int = ROUNDS) -> Path:
+def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = None, rounds: int = ROUNDS, draw: bool = True) -> Path:
     """Write the report of a study.
 
     No file in it names an image or a patient, except those below `local/`.
@@ -35,6 +35,7 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
         out: Folder of the study.
         target: Folder of the report; OUT/report where left out.
         rounds: Bootstrap draws.
+        draw: As in `mask_facts`.
 
     Returns:
         The folder.
@@ -50,7 +51,7 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
     shortcuts = {data: shortcut_answers(root, data, found) for data in found.folds if needs_shortcut(found, data)}
     arms = figures(found, plan, shortcuts=shortcuts, rounds=rounds)
     contrasts = differences(found, plan, rounds=rounds)
-    regions, masks = region_facts(root), mask_facts(root)
+    regions, masks = region_facts(root), mask_facts(root, draw=draw)
     for name, rows in zip(("arms.csv", "contrasts.csv", "regions.csv", "masks.csv"), (*as_rows(arms, contrasts), regions, masks), strict=True):
         _write(folder / name, rows)
     write_text(folder / "tables.md", tables(found, arms, contrasts, regions=regions, masks=masks, unfinished=unfinished(config, found)))
