@@ -132,7 +132,7 @@ def test_a_task_added_after_the_encoder_has_gone_says_so_and_pretrains_again(roo
     assert pretrains_again(added, out, then) == read_facts(run.parent)["wall_seconds"]["pretrain"] > 0
     assert pretrains_again(Cell("drawn", "region", 1, ("classify",)), out, then) is None  # has nothing yet: its first pre-training is no repetition
     monkeypatch.setattr("mwm.study.command.run_jobs", lambda jobs, *a, **k: mwm.study.runner.Outcome())
-    monkeypatch.setattr("mwm.study.command.write_report", lambda config, out: out)
+    monkeypatch.setattr("mwm.study.command.write_report", lambda config, out, **_: out)
     study(then, StudyOptions(str(out), str(root), device="cpu", only="region/0"))
     said = capsys.readouterr().out
     assert "1 cells were finished without keeping their encoder (keep: results) and pre-train again for classify: drawn/region/0; the first time that took" in said

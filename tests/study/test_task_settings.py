@@ -51,7 +51,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(mwm.study.cells, "finetune", finetune)
     monkeypatch.setattr(mwm.study.command, "run_jobs", run_jobs)
-    monkeypatch.setattr(mwm.study.command, "write_report", lambda config, out: out)
+    monkeypatch.setattr(mwm.study.command, "write_report", lambda config, out, **_: out)
     return calls
 
 
