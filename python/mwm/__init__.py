@@ -22,7 +22,7 @@ _HOME = {
     "pack": "mwm.sparse",
     "sparsify": "mwm.sparse",
 }
-_ROOMS = ("bench", "data", "demo", "kernels", "localize", "masking", "mim", "ops", "sparse", "train", "transfer", "view")
+_ROOMS = ("bench", "data", "demo", "kernels", "localize", "masking", "mim", "ops", "sparse", "study", "train", "transfer", "view")
 
 __all__ = ["__version__", *sorted(_HOME)]
 

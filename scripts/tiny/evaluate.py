@@ -198,7 +198,8 @@ def main() -> None:
               table("Coverage, other anatomy", result["absent"], percent=True),
               table("Coverage, another kind of tumour", result["kind_absent"], percent=True),
               table("Share of the other lung covered", result["side"], percent=True),
-              table("FLAIR set (evaluation only)", result["lgg"]), f"Test scans refused as no known modality: {result['refused']}. Grey photographs and drawings never seen in training that are refused: "
+              table("FLAIR set (evaluation only)", result["lgg"]), f"Test scans refused as no known modality: {result['refused']}. "
+              f"Grey photographs and drawings never seen in training that are refused: "
               f"{sum(photos.values())} of {len(photos)} (not: {', '.join(k for k, v in photos.items() if not v) or 'none'})."]
     lines = ["| held-out paraphrase | Dice |", "|---|---|"] + [f"| {k} | {v:.3f} |" for k, v in result["every paraphrase"].items()]
     card = WEIGHTS.parent / "tiny_card.md"

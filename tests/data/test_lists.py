@@ -162,6 +162,13 @@ def test_symlink_to_itself_is_refused(tree: Path) -> None:
         read_list(tree)
 
 
+def test_a_name_that_the_system_refuses_is_said_to_be_one(tree: Path) -> None:
+    (tree / "list.txt").write_text("a" * 5000 + "\n")
+    with pytest.raises(DataError, match=r"must be the name of a file that can be opened, got: File name too long") as caught:
+        read_list(tree / "list.txt")
+    assert len(str(caught.value)) < 300
+
+
 def test_links_are_followed_inside_and_refused_outside(tree: Path, tmp_path_factory) -> None:
     outside = tmp_path_factory.mktemp("outside")
     (outside / "new.png").write_bytes((tree / "a/one.png").read_bytes())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import mwm
-from mwm.masking import Policy, list_policies, policy_from_dict
+from mwm.masking import Policy, describe_policy, list_policies, policy_from_dict
+from mwm.masking.registry import settings_of
 
 GRID = (7, 7)
 IDS = torch.tensor([0, 1, 7, 2**31, 2**32 - 1, 123456789])
@@ -171,3 +173,15 @@ def test_uniform_needs_no_regions() -> None:
     alone = policy(None, grid=GRID, seed=3, ids=IDS, epoch=2)
     assert torch.equal(alone, draw(policy))
     assert torch.equal(alone, policy(None, grid=GRID, seed=3, ids=IDS.tolist(), epoch=2))
+
+
+@pytest.mark.parametrize("name", list_policies())
+def test_a_policy_is_described_with_its_settings_and_their_defaults(name: str) -> None:
+    words = describe_policy(name)
+    assert "<" not in words and "\n" not in words
+    assert re.findall(r"(\w+)=", words) == settings_of(name)
+
+
+def test_a_description_says_which_policy_is_the_default_of_a_setting() -> None:
+    assert describe_policy("foreground").endswith("settings: match=region")
+    assert "min_cover=0.25" in describe_policy("region") and "empty='mean'" in describe_policy("region")

@@ -175,6 +175,19 @@ def test_a_region_of_another_shape_is_refused_in_one_sentence(settings: dict[str
     assert len(str(caught.value).splitlines()) == 1 and not Path(settings["out"]).exists()
 
 
+@pytest.mark.parametrize(("mask", "warned"), [("auto", True), ("uniform", False)])
+def test_prompts_of_the_index_that_nothing_reads_are_spoken_of(settings: dict[str, Any], scans: Path, tmp_path: Path, mask: str, warned: bool,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    names = [path.name for path in sorted((scans / "images").iterdir())]
+    index = tmp_path / "index.csv"
+    index.write_text("\n".join(["file,prompt", *(f"{name},{'the disc' if k < 3 else ''}" for k, name in enumerate(names))]) + "\n")
+    for name in names:
+        shutil.copy(scans / "images" / name, tmp_path / name)
+    pretrain(PretrainConfig(**{**settings, "images": str(index), "regions": None, "mask": mask, "mask_ratio": 0.5, "epochs": 1, "panel_every": 0}))
+    said = capsys.readouterr().out
+    assert ("warning: 3 of 18 images have a prompt in the index, and nothing reads it" in said) is warned
+
+
 def test_a_prompt_without_a_localizer_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(TrainError, match="Make them with `mwm localize`"):
         pretrain(PretrainConfig(**{**settings, "regions": None, "prompt": "the disc"}))

@@ -11,8 +11,9 @@ from drawn_objects import as_coco, rewrite, write_objects
 from mwm.data import ReadSettings
 from mwm.train.export import Preprocessing
 from mwm.transfer.config import FinetuneConfig, TransferError
-from mwm.transfer.detect_data import check_objects, coco_files, read_detection
+from mwm.transfer.detect_data import check_objects, coco_files, detection_records, read_detection
 from mwm.transfer.detect_images import read_scenes
+from mwm.transfer.start import open_start
 
 pytest.importorskip("pycocotools")
 
@@ -68,6 +69,13 @@ def test_one_file_per_split_gives_the_splits_and_finds_the_images(tmp_path: Path
     assert all(case.record.path.is_file() for case in data.cases)
     assert all(case.record.name.startswith("images/") for case in data.cases)
     assert set(describe(data.cases[0], (64, 64)).names) <= {"disc", "square"}
+
+
+def test_without_a_run_the_channels_are_those_of_the_images_of_a_coco_file(tmp_path: Path) -> None:
+    folder = split_files(tmp_path)
+    for data in (folder / "train.json", folder):
+        start = settings(data, run=None, encoder="resnet10t", init="scratch", image_size=32, out=tmp_path / "out")
+        assert open_start(start, lambda reading, start=start: detection_records(start, reading)).preprocessing.channels == 1
 
 
 def test_one_image_in_two_split_files_is_refused(tmp_path: Path) -> None:

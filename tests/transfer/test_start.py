@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from mwm.data import UnreadableImage, read_list
 from mwm.train import PretrainConfig, TrainError
 from mwm.train.build import build_model
 from mwm.train.distributed import World
@@ -46,6 +47,18 @@ def test_head_is_the_same_whatever_the_body_starts_from(run: Path, index: Path, 
     assert not torch.equal(pretrained.model.conv1[0].weight, random.model.conv1[0].weight)
     assert torch.equal(random.model.conv1[0].weight, alone.model.conv1[0].weight)
     assert random.preprocessing == pretrained.preprocessing
+
+
+def test_channels_are_those_of_the_first_image_that_can_be_read(index: Path, tmp_path: Path) -> None:
+    paths = [record.path for record in read_list(index)]
+    paths[0].write_bytes(b"no image")
+    assert open_start(settings(index, tmp_path)).preprocessing.channels == 1
+    with pytest.raises(UnreadableImage, match=paths[0].name):
+        open_start(settings(index, tmp_path, strict=True))
+    for path in paths:
+        path.write_bytes(b"no image")
+    with pytest.raises(TransferError, match=rf"at least one readable image, got {len(paths)} unreadable ones"):
+        open_start(settings(index, tmp_path))
 
 
 def test_without_a_run_pixels_are_standardised_by_the_training_images_alone(index: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mwm import view
 from mwm.view.chart import labels, ticks
-from mwm.view.pixels import HIDDEN_RGB, REGION_RGB, font, to_rgb
+from mwm.view.pixels import HIDDEN_RGB, REGION_RGB, drawable, font, to_rgb
+from mwm.view.sheet import _wrapped
 
 
 def _image(channels: int = 1, height: int = 64, width: int = 96) -> torch.Tensor:
@@ -142,3 +143,29 @@ def test_a_share_that_does_not_exist_is_drawn_with_a_letter_that_the_typeface_ha
     absent = bytes(typeface.getmask("\uffff"))
     for letter in view.percent(float("nan")) + view.percent(0.5):
         assert bytes(typeface.getmask(letter)) != absent, f"{letter!r} would be drawn as a box"
+
+
+def test_words_are_drawn_with_letters_that_the_typeface_has() -> None:
+    assert drawable("Méningiome – Größe 3 × 4, łuk") == "Meningiome - Grosse 3 x 4, luk"
+    assert drawable("plain text: 39 % “as is”") == "plain text: 39 % “as is”"
+    assert drawable("cut short…") == "cut short..."
+    assert drawable("肺炎 é") == "?? e"
+    typeface = font(14)
+    absent = bytes(typeface.getmask("\uffff"))
+    for letter in drawable("".join(map(chr, range(32, 0x2200)))):
+        assert bytes(typeface.getmask(letter)) != absent, f"{letter!r} would be drawn as a box"
+
+
+def test_letters_that_the_typeface_lacks_look_alike_in_every_picture() -> None:
+    table = [[3, 1], [0, 4]]
+    assert view.confusion_matrix(table, ["Größe", "méso"], title="–").tobytes() == view.confusion_matrix(table, ["Grosse", "meso"], title="-").tobytes()
+    tile = Image.new("RGB", (40, 40))
+    first, second = (view.Sheet((words,)).add(words, view.Cell(tile, words)).image(cell=80).tobytes() for words in ("Übersicht", "Ubersicht"))
+    assert first == second
+
+
+def test_a_line_never_ends_between_a_number_and_its_sign() -> None:
+    words = "hidden: 81 % inside, 39 % outside, 43 % overall"
+    for width in range(40, 400, 3):
+        lines = _wrapped(words, font(14), width)
+        assert " ".join(lines) == words and not any(line.startswith("%") for line in lines)

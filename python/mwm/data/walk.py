@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def check_inside(path: Path, root: Path) -> None:
         root: Resolved folder.
 
     Raises:
-        DataError: it lies outside, or its links go in circles.
+        DataError: it lies outside, its links go in circles, or the system refuses its name.
     """
     try:
         real = path.resolve()
@@ -94,6 +95,8 @@ def check_inside(path: Path, root: Path) -> None:
     except FileNotFoundError:
         return  # a missing file is not an intruder; reading it says that it is missing
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            raise DataError(f"images: {path.name[:60]!r} must be the name of a file that can be opened, got: {error.strerror}. Look at the list of images.") from error
         raise DataError(f"images: the links of {path.name!r} go in circles. Remove this loop.") from error
     if not real.is_relative_to(root):
         raise DataError(f"images: {path.name!r} is a link to a place outside {root.name or root}. Copy the file into it, or give root, a folder that holds both.")

@@ -62,8 +62,14 @@ def settings_of(name: str) -> list[str]:
 def describe_policy(name: str) -> str:
     """A policy in one line: the first line of its docstring, and its settings with their defaults."""
     words = inspect.cleandoc(_POLICIES[name].__doc__ or "").splitlines()[0].rstrip(".")
-    settings = ", ".join(f"{one}={parameter.default!r}" for one, parameter in inspect.signature(_POLICIES[name]).parameters.items())
+    settings = ", ".join(f"{one}={_default(name, parameter)}" for one, parameter in inspect.signature(_POLICIES[name]).parameters.items())
     return f"{words}; settings: {settings or 'none'}"
+
+
+def _default(name: str, parameter: inspect.Parameter) -> str:
+    factory = next((field.default_factory for field in dataclasses.fields(_POLICIES[name]) if field.name == parameter.name), dataclasses.MISSING)
+    value = parameter.default if factory is dataclasses.MISSING else factory()
+    return value.name if isinstance(value, Policy) else repr(value)
 
 
 def create_policy(name: str, **settings: Any) -> Policy:

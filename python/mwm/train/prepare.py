@@ -207,6 +207,9 @@ def _complete(config: PretrainConfig, policy: masking.Policy, seen: Survey, reco
     if seen.regions is None:
         share = policy.hidden_share(torch.zeros((1, *config.grid), dtype=torch.bool)).item()
         print(f"hidden:  {share:.1%} of the patches, {'uniformly' if policy.name == 'uniform' else f'by {policy.name}'}; grid {config.grid[0]}x{config.grid[1]}")
+        if config.mask == "auto" and (texts := sum(record.prompt is not None for record in records)):
+            print(f"warning: {texts} of {len(records)} images have a prompt in the index, and nothing reads it: masks are uniform. Add --prompt TEXT (for the images "
+                  "that have none; theirs go first), or --mask uniform if that is meant.")
         return policy, {"hidden": share}
     policy = policy.with_empty_share(policy.mean_share(seen.regions.inside))
     statistics = masking.region_statistics(seen.regions, policy, grid=config.grid, ids=torch.tensor([r.id for r in records]), seed=config.seed)

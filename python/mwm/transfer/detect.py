@@ -17,7 +17,7 @@ from mwm.train.export import Encoder
 from mwm.transfer.augment import Augment
 from mwm.transfer.coco_metrics import average_precision, detection_metrics, match, pycocotools
 from mwm.transfer.config import FinetuneConfig, TransferError
-from mwm.transfer.detect_data import check_objects, read_detection
+from mwm.transfer.detect_data import check_objects, detection_records, read_detection
 from mwm.transfer.detect_images import SceneBatches, coco_results, read_scenes
 from mwm.transfer.detect_model import Detector, total_loss
 from mwm.transfer.detect_objects import coco_truth
@@ -39,7 +39,7 @@ def run(config: FinetuneConfig, out: Path, command: str | None) -> None:
     began = time.perf_counter()
     pycocotools()  # missed now rather than after the training
     device = pick_device(config.device)
-    start = open_start(config)
+    start = open_start(config, lambda settings: detection_records(config, settings))
     settings = ReadSettings.from_dict(start.preprocessing.read)
     data, describe = read_detection(config, settings)
     data = replace(data, notes=(*start.notes, *data.notes))

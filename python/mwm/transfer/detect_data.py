@@ -74,7 +74,15 @@ def coco_files(path: Path) -> list[tuple[str, Path]]:
     return [("", whole[0])] if whole else []
 
 
-def _from_coco(config: FinetuneConfig, path: Path, files: Sequence[tuple[str, Path]]) -> tuple[Labelled, Describe]:
+def detection_records(config: FinetuneConfig, settings: ReadSettings) -> Sequence[Record]:
+    """The images of DATA, whatever it is, before anything is asked of their splits and objects."""
+    path = Path(config.data)
+    files = coco_files(path)
+    return [record for record, _, _ in _coco_entries(config, path, files)] if files else read_list(path, settings=settings)
+
+
+def _coco_entries(config: FinetuneConfig, path: Path, files: Sequence[tuple[str, Path]]) -> list[tuple[Record, CocoImage, str]]:
+    """Image, what the file says of it, and its split, of all files."""
     base = (Path(config.images) if config.images else path if path.is_dir() else path.parent).resolve()
     entries: list[tuple[Record, CocoImage, str]] = []
     where: dict[str, str] = {}
@@ -89,6 +97,11 @@ def _from_coco(config: FinetuneConfig, path: Path, files: Sequence[tuple[str, Pa
             entries.append((Record(full, name, 0), image, split or image.split))
     if not entries:
         raise TransferError("finetune: DATA must hold images, got COCO files without any.")
+    return entries
+
+
+def _from_coco(config: FinetuneConfig, path: Path, files: Sequence[tuple[str, Path]]) -> tuple[Labelled, Describe]:
+    entries = _coco_entries(config, path, files)
     names = sorted({name for _, image, _ in entries for name in image.labels})
     notes: list[str] = []
     if config.label_names is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mwm.data import ReadSettings, read_image, read_list
+from mwm.data import ReadSettings, Record, UnreadableImage, read_image, read_list
 from mwm.train import PretrainConfig, TrainError, load_encoder
 from mwm.train.build import build_model
 from mwm.train.distributed import World
@@ -70,11 +70,15 @@ class Start:
         return Encoder(model, self.name, head, (), self.preprocessing)
 
 
-def open_start(config: FinetuneConfig) -> Start:
+def open_start(config: FinetuneConfig, records: Callable[[ReadSettings], Sequence[Record]] | None = None) -> Start:
     """What the settings start from.
 
+    Args:
+        config: Of the task.
+        records: Lists the images, where channels have to be found and DATA is nothing that `read_list` takes.
+
     Raises:
-        TransferError, TrainError, DataError: the run, the network's name, the file of weights or the first image cannot be used.
+        TransferError, TrainError, DataError: the run, the network's name, the file of weights, or all images cannot be used; with `strict`, the first image that is read.
     """
     notes: list[str] = []
     if config.run is not None:
@@ -88,7 +92,7 @@ def open_start(config: FinetuneConfig) -> Start:
             notes += differences
     else:
         name, settings = config.encoder or "", replace(ReadSettings(), **_changes(config))
-        channels = config.channels or _channels(config, settings)
+        channels = config.channels or _channels(config, settings, records)
         full_model(name, channels, 1)
         preprocessing = Preprocessing(config.size, channels, (), (), settings.to_dict())
         notes.append("No run: the mean and deviation of the pixels are those of the training images.")
@@ -105,9 +109,16 @@ def _changes(config: FinetuneConfig) -> dict[str, Any]:
     return {name: value for name in ("intensity", "aspect") if (value := getattr(config, name)) is not None}
 
 
-def _channels(config: FinetuneConfig, settings: ReadSettings) -> int:
-    """Channels of the first image of the data."""
-    return int(read_image(read_list(config.data, settings=settings)[0], settings).shape[0])
+def _channels(config: FinetuneConfig, settings: ReadSettings, list_records: Callable[[ReadSettings], Sequence[Record]] | None) -> int:
+    """Channels of the first image of the data that can be read."""
+    records = list_records(settings) if list_records is not None else read_list(config.data, settings=settings)
+    for record in records:
+        try:
+            return int(read_image(record, settings).shape[0])
+        except UnreadableImage:
+            if config.strict:
+                raise
+    raise TransferError(f"finetune: data must hold at least one readable image, got {len(records)} unreadable ones. Look at the files.")
 
 
 def initial_state(name: str, channels: int, seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw
 
-from mwm.view.pixels import HAIRLINE, INK, MUTED, PAPER, SERIES, font
+from mwm.view.pixels import HAIRLINE, INK, MUTED, PAPER, SERIES, drawable, font
 
 _COLOURS = {"ink": INK, "muted": MUTED, "line": HAIRLINE, "paper": PAPER, **{f"s{k}": c for k, c in enumerate(SERIES)}}
 
@@ -77,7 +77,7 @@ class Chart:
                 pen.ellipse([(x - radius) * over, (y - radius) * over, (x + radius) * over, (y + radius) * over], fill=_COLOURS[colour])
             else:
                 (x, y), words, colour, size, anchor = rest
-                pen.text((x * over, y * over), words, fill=_COLOURS[colour], font=font(round(size * over)),
+                pen.text((x * over, y * over), drawable(words), fill=_COLOURS[colour], font=font(round(size * over)),
                          anchor={"start": "lm", "middle": "mm", "end": "rm"}[anchor])
         small = page.resize((round(self.width * scale), round(self.height * scale)), Image.Resampling.LANCZOS)
         framed = Image.new("RGB", (small.width + 2 * margin, small.height + 2 * margin), PAPER)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mwm.view.pixels import INK, MUTED, PAPER, font, to_array
+from mwm.view.pixels import INK, MUTED, PAPER, drawable, font, to_array
 
 
 def confusion_matrix(counts: object, classes: Sequence[str], *, title: str = "") -> Image.Image:
@@ -26,7 +26,7 @@ def confusion_matrix(counts: object, classes: Sequence[str], *, title: str = "")
         raise ValueError(f"confusion_matrix: counts must be [K, K] with K = {len(classes)} (the classes), got {list(table.shape)}.")
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     kind, small, big = font(24), font(22), font(30)
-    labels = [name if len(name) <= 22 else name[:21] + "…" for name in classes]
+    labels = [name if len(name) <= 22 else name[:21] + "…" for name in map(drawable, classes)]
     widest = int(max(kind.getlength(name) for name in labels))
     cell = max(130, widest + 28)
     margin, top_words = 36, 52 if title else 0
@@ -35,7 +35,7 @@ def confusion_matrix(counts: object, classes: Sequence[str], *, title: str = "")
     page = Image.new("RGB", (left + size + margin, top + size + margin), PAPER)
     pen = ImageDraw.Draw(page)
     if title:
-        pen.text((margin, margin), title, fill=INK, font=font(28))
+        pen.text((margin, margin), drawable(title), fill=INK, font=font(28))
     pen.text((left + size / 2, top - 66), "predicted", fill=MUTED, font=small, anchor="mm")
     aside = Image.new("RGB", (160, 40), PAPER)
     ImageDraw.Draw(aside).text((80, 20), "truth", fill=MUTED, font=small, anchor="mm")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ INK, MUTED, HAIRLINE, PAPER = "#16191d", "#667080", "#e2e5ea", "#ffffff"
 SERIES = ("#0f766e", "#d9480f", "#4f46a5", "#8a6d1f", "#7a8699")
 REGION_RGB = (255, 138, 31)
 HIDDEN_RGB = (171, 178, 189)
+
+_LETTERS = frozenset("©«°±´·»‘’“”…‹›") | {chr(code) for code in range(32, 127)}  # what Pillow's typeface can draw; of the rest it draws boxes
+_INSTEAD = str.maketrans({"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i",
+                          "×": "x", "–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-"})
 
 _HEAT = np.array([(9, 9, 32), (68, 18, 104), (148, 38, 103), (219, 72, 68), (249, 142, 9), (248, 214, 68), (253, 252, 204)], float)
 
@@ -95,6 +100,15 @@ def enlarge_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Pillow's own typeface, so that a picture looks the same on every machine."""
     return ImageFont.load_default(size)
+
+
+def drawable(text: str) -> str:
+    """A text in the letters that `font` has: accents fall away, dashes become hyphens, any other letter becomes a question mark.
+
+    The tables beside a picture keep the text as it is.
+    """
+    parts = unicodedata.normalize("NFKD", text.translate(_INSTEAD))
+    return "".join(letter if letter in _LETTERS else "?" for letter in parts if letter in _LETTERS or not unicodedata.combining(letter))
 
 
 def save(picture: Image.Image, path: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mwm.view.overlay import SIZE, heat_map, mask_picture, overlay, picture
-from mwm.view.pixels import INK, MUTED, PAPER, font, to_array
+from mwm.view.pixels import INK, MUTED, PAPER, drawable, font, to_array
 
 
 @dataclass
@@ -50,17 +51,17 @@ class Sheet:
         strips: list[tuple[int, str, list[tuple[Image.Image, list[str]]]]] = []
         height = margin + (28 if self.columns else 0)
         for label, cells in self.rows:
-            drawn = [(_scaled(c.image, cell), _wrapped(c.caption, small, cell)) for c in cells]
+            drawn = [(_scaled(c.image, cell), _wrapped(drawable(c.caption), small, cell)) for c in cells]
             strips.append((height, label, drawn))
             lines = max((len(words) for _, words in drawn), default=0)
             height += (26 if label else 0) + max((p.height for p, _ in drawn), default=0) + 19 * lines + (8 if lines else 0) + gap
         page = Image.new("RGB", (width, height - gap + margin), PAPER)
         pen = ImageDraw.Draw(page)
         for k, heading in enumerate(self.columns):
-            pen.text((margin + k * (cell + gap), margin - 2), heading, fill=INK, font=large)
+            pen.text((margin + k * (cell + gap), margin - 2), drawable(heading), fill=INK, font=large)
         for top, label, drawn in strips:
             if label:
-                pen.text((margin, top), label, fill=MUTED, font=small)
+                pen.text((margin, top), drawable(label), fill=MUTED, font=small)
                 top += 24
             for k, (tile, words) in enumerate(drawn):
                 left = margin + k * (cell + gap)
@@ -170,7 +171,7 @@ def _scaled(image: Image.Image, width: int) -> Image.Image:
 
 def _wrapped(text: str, typeface, width: int) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    for word in re.findall(r"\S+(?: %\S*)?", " ".join(text.split())):  # a number keeps its sign
         if lines and typeface.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
