@@ -24,6 +24,8 @@ from mwm.study.config import NAME, TASKS, StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.mask_facts import STORED as MASK_FACTS
 from mwm.study.mask_facts import mask_facts
+from mwm.study.named import STORED as NAMED
+from mwm.study.named import merge_named, named
 from mwm.study.numbering import number_folds, only_detections, rename_coco, rename_csv
 from mwm.study.region_facts import STORED as REGION_FACTS
 from mwm.study.region_facts import region_facts
@@ -31,8 +33,9 @@ from mwm.study.report import needs_shortcut, shortcut_answers
 from mwm.train.checkpoint import write_atomic, write_text
 
 _N = NAME.pattern
-_MEMBER = re.compile(rf"study\.yaml|folds/{_N}/(\d{{1,4}}\.csv|folds\.json)|shortcut/{_N}\.csv|({REGION_FACTS}|{MASK_FACTS})/{_N}/\d{{1,4}}/{_N}\.json|cells/{_N}/{_N}/\d{{1,4}}/"
-                     rf"(cell\.json|run/(config\.yaml|run\.json)|({'|'.join(TASKS)})/(metrics\.json|predictions\.csv|predictions\.json|ground_truth\.json))")
+_MEMBER = re.compile(rf"study\.yaml|{re.escape(NAMED)}|folds/{_N}/(\d{{1,4}}\.csv|folds\.json)|shortcut/{_N}\.csv|({REGION_FACTS}|{MASK_FACTS})/{_N}/\d{{1,4}}/{_N}\.json|"
+                     rf"cells/{_N}/{_N}/\d{{1,4}}/(cell\.json|run/(config\.yaml|run\.json)|"
+                     rf"({'|'.join(TASKS)})/(metrics\.json|predictions\.csv|predictions\.json|ground_truth\.json))")
 _MOST, _LARGEST, _WHOLE = 50_000, 256 * 2**20, 2 * 2**30
 """Members, bytes of one, bytes of all: far more than a study has, far less than would fill a disk."""
 _RUN = {"config.yaml": ("encoder", "image_size", "channels"), "run.json": ("device", "commit")}
@@ -57,6 +60,8 @@ def pack(out: str | Path, file: str | Path) -> int:
     root, target = Path(out), Path(file)
     found = collect(root)
     members = {"study.yaml": yaml.safe_dump(_without_paths(StudyConfig.from_yaml(root / "study.yaml").to_dict()), sort_keys=False, allow_unicode=True)}
+    if (root / NAMED).is_file():
+        members[NAMED] = (root / NAMED).read_text(encoding="utf-8")
     numbers = {}
     for data in found.folds:
         folds = number_folds(root / "folds" / data)
@@ -186,6 +191,7 @@ def _check(folder: Path, file: Path) -> None:
     """Refuse an archive that no table could be made of."""
     try:
         StudyConfig.from_yaml(folder / "study.yaml")
+        named(folder)
         collect(folder)
     except StudyError:
         raise
@@ -208,6 +214,7 @@ def _same_folds(packed: Path, folder: Path, data: str) -> dict[str, str]:
 def _put(temporary: Path, root: Path, names: Mapping[str, Mapping[str, str]]) -> tuple[int, int]:
     """Cells, the shortcut row and facts of regions, with names; each cell is there as a whole or not at all."""
     put = before = 0
+    merge_named(temporary, root)
     for cell in sorted((temporary / "cells").glob("*/*/*")):
         data = cell.parts[-3]
         if data not in names:

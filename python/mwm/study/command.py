@@ -17,6 +17,7 @@ from mwm.study.config import StudyConfig
 from mwm.study.errors import StudyError
 from mwm.study.folds import write_folds
 from mwm.study.mask_facts import draw_ahead
+from mwm.study.named import record_named
 from mwm.study.rehearse import clock, rehearse
 from mwm.study.runner import Outcome, jobs_of, run_jobs
 from mwm.study.same_time import needed, waiting
@@ -209,6 +210,7 @@ def _claim(config: StudyConfig, out: Path, *, write: bool = True) -> None:
                 split_hashes(before, out)
             refuse_changed(config, out)
         if write:
+            record_named(config, out)
             write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 

@@ -17,6 +17,7 @@ from mwm.study.collect import Collected, collect, write_answers, write_rows
 from mwm.study.config import StudyConfig
 from mwm.study.endpoints import Answers
 from mwm.study.mask_facts import mask_facts
+from mwm.study.named import late
 from mwm.study.plots import plots
 from mwm.study.region_facts import region_facts
 from mwm.study.shortcut import shortcut, write_shortcut
@@ -54,7 +55,7 @@ def report(config: StudyConfig, out: str | Path, *, target: str | Path | None = 
     regions, masks = region_facts(root), mask_facts(root, draw=draw)
     for name, rows in zip(("arms.csv", "contrasts.csv", "regions.csv", "masks.csv"), (*as_rows(arms, contrasts), regions, masks), strict=True):
         _write(folder / name, rows)
-    write_text(folder / "tables.md", tables(found, arms, contrasts, regions=regions, masks=masks, unfinished=unfinished(config, found)))
+    write_text(folder / "tables.md", tables(found, arms, contrasts, regions=regions, masks=masks, late=late(root), unfinished=unfinished(config, found)))
     for name, chart in plots(found, plan, arms, contrasts).items():
         view.save(chart.image(), folder / f"{name}.png")
     return folder

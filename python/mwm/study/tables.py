@@ -18,7 +18,7 @@ _LONG = {"hd95"}  # not in [0, 1]: fewer decimals
 
 
 def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence[Difference], *, regions: Sequence[Mapping[str, Any]] = (), masks: Sequence[Mapping[str, Any]] = (),
-           unfinished: Sequence[str] = (), title: str = "Results") -> str:
+           late: Mapping[tuple[str, str, str], int] | None = None, unfinished: Sequence[str] = (), title: str = "Results") -> str:
     """All tables of a study.
 
     Args:
@@ -27,6 +27,7 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
         differences: The contrasts.
         regions: From `region_facts`.
         masks: From `mask_facts`.
+        late: From `mwm.study.named.late`: (data set, arm, task) that came after results, with their number.
         unfinished: Cells that were planned and neither finished nor failed: DATA/ARM/FOLD.
         title: First line.
     """
@@ -40,7 +41,7 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
                 parts.append(f"### {data}: {TASKS[task]}\n\n{_arms(found, data, task, shown)}")
         contrasts = [row for row in differences if row.data == data]
         if contrasts:
-            parts.append(f"### {data}: contrasts\n\n{_contrasts(contrasts)}")
+            parts.append(f"### {data}: contrasts\n\n{_contrasts(contrasts, late or {})}")
         known = [row for row in regions if row["data_set"] == data]
         if known:
             parts.append(f"### {data}: the regions\n\n{_region_table(known)}")
@@ -48,6 +49,8 @@ def tables(found: Collected, figures: Sequence[ArmFigure], differences: Sequence
         if drawn:
             parts.append(f"### {data}: what the masks hid\n\n{mask_table(found.arms(data), drawn)}")
         parts.append(f"### {data}: what it cost\n\n{_cost(found, data)}")
+    if late:
+        parts.append(f"## Named after results were there\n\n{_late(late)}")
     parts.append(f"## Cells that failed or were not run\n\n{_missing(found, unfinished)}")
     return "\n\n".join(parts) + "\n"
 
@@ -106,17 +109,17 @@ def _regions(found: Collected, data: str, arm: str) -> str:
     return words
 
 
-def _contrasts(rows: Sequence[Difference]) -> str:
+def _contrasts(rows: Sequence[Difference], late: Mapping[tuple[str, str, str], int]) -> str:
     header = ["contrast", "task", "endpoint", "difference", "p", "Holm p", "detectable", "images / patients / folds", "folds", "kind", "reading"]
     body = []
     for row in rows:
         figure = row.figure
-        bare = row.kind == DESCRIPTIVE
+        bare, named_late = row.kind == DESCRIPTIVE, any((row.data, arm, row.task) in late for arm in (row.first, row.second))
         body.append([f"`{row.first}` − `{row.second}`", TASKS[row.task], NAMES[row.endpoint],
                      _signed(figure.difference) + ("" if bare else f" ({_signed(figure.low)} to {_signed(figure.high)})"), _p(figure.p),
                      _p(row.p_holm) if row.kind == EXPLORATORY else "", "" if bare else _number(figure.detectable, row.endpoint),
                      f"{figure.images} / {figure.patients} / {figure.folds}", ", ".join(_signed(value) for _, value in sorted(figure.by_fold.items())),
-                     f"**{row.kind}**" if row.kind == PRIMARY else row.kind, row.verdict])
+                     (f"**{row.kind}**" if row.kind == PRIMARY else row.kind) + (", named late" if named_late else ""), row.verdict])
     return _table(header, body)
 
 
@@ -165,6 +168,12 @@ def _cost(found: Collected, data: str) -> str:
         "Means over the cells of an arm. GFLOP: the dense encoder's times the visible share, a multiply-add counted as two.",
         *(f"`{name}` takes as many epochs as fit the pre-training time of `{first}`, reckoned fold by fold from the step times of `{first}` and `{second}`."
           for name, (first, second) in timed)))
+
+
+def _late(late: Mapping[tuple[str, str, str], int]) -> str:
+    lines = [f"* `{data}/{arm}`, {TASKS[task]}: came to the configuration when {count} results (cells times tasks) of {data} were there"
+             for (data, arm, task), count in late.items()]
+    return "\n".join(lines) + ("\n\nWhether somebody had looked at them the command cannot know; a protocol that named these before says so. Contrasts with them are marked.")
 
 
 def _missing(found: Collected, unfinished: Sequence[str]) -> str:
