@@ -26,24 +26,27 @@ def _rows(name: str, data: str) -> list[dict[str, str]]:
 def test_the_archive_gives_the_published_figures(tmp_path: Path) -> None:
     cells, _ = unpack(RESULTS / "cells.zip", tmp_path / "study")
     found = collect(tmp_path / "study")
-    whole = [data for data in found.folds if all({row["fold"] for row in found.rows if (row["data_set"], row["arm"]) == (data, arm)} == set(range(5)) for arm in found.arms(data))]
-    assert cells >= 20 and "chest_xray" in whole
-    contrasts = differences(found, Plan())
-    for data in whole:
+    assert cells >= 20 and "chest_xray" in found.folds
+    contrasts, regions, masks = differences(found, Plan()), region_facts(tmp_path / "study"), mask_facts(tmp_path / "study", draw=False)
+    for data in found.folds:
         held = {(row["arm"], row["fold"], row["task"], row["endpoint"]): row["value"] for row in _rows("results.csv", data)}
         for row in found.rows:
             if row["data_set"] == data:
                 assert float(held[row["arm"], str(row["fold"]), row["task"], row["endpoint"]]) == pytest.approx(row["value"])
-        published = {(row["first"], row["second"], row["task"], row["endpoint"]): row for row in _rows("contrasts.csv", data)}
+        # Of brain_mri a part of the answers was lost: what rests on it is published, and cannot be counted again.
+        kept = {(row["arm"], row["task"], row["endpoint"]) for row in found.rows if row["data_set"] == data}
+        published = {key: row for row in _rows("contrasts.csv", data) for key in [(row["first"], row["second"], row["task"], row["endpoint"])]
+                     if {(arm, *key[2:]) for arm in key[:2]} <= kept}
         counted = [row for row in contrasts if row.data == data]
-        assert len(counted) == len(published) > 0
+        assert {(row.first, row.second, row.task, row.endpoint) for row in counted} == set(published) != set()
         for row in counted:
             printed = published[row.first, row.second, row.task, row.endpoint]
             for name in ("difference", "low", "high", "p"):
                 assert float(printed[name]) == pytest.approx(getattr(row.figure, name), rel=1e-5, abs=1e-9), (row, name)
             assert printed["kind"] == row.kind
-        for name, facts in (("regions.csv", region_facts(tmp_path / "study")), ("masks.csv", mask_facts(tmp_path / "study"))):
-            assert len(_rows(name, data)) == len([row for row in facts if row["data_set"] == data]) > 0
+        for name, key, facts in (("regions.csv", "regions", regions), ("masks.csv", "arm", masks)):
+            printed = {(row[key], row["fold"]) for row in _rows(name, data)}
+            assert {(row[key], str(row["fold"])) for row in facts if row["data_set"] == data} <= printed != set()
 
 
 def test_the_archive_names_no_image_and_no_patient() -> None:
