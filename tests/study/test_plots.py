@@ -59,6 +59,19 @@ def test_a_study_with_one_fold_so_far_has_its_picture(out: Path, tmp_path: Path)
     assert set(charts) == {"hidden-toy-segment-dice", "hidden-toy-classify-auroc"} and charts["hidden-toy-segment-dice"].image().size[0] > 900
 
 
+def test_arms_of_several_numbers_of_patients_say_so(out: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(out, tmp_path / "out")
+    for cell in (tmp_path / "out" / "cells" / "toy" / "uniform60").glob("[1-4]"):
+        shutil.rmtree(cell)
+    found = collect(tmp_path / "out")
+    arms = figures(found, PLAN, rounds=20)
+    least = min(row.figure.patients for row in arms if (row.arm, row.endpoint) == ("uniform60", "dice"))
+    words = _words(plots(found, PLAN, arms, [])["hidden-toy-segment-dice"])
+    assert least < 16 and f"Dice, 95 % interval over {least} to 16 patients or blocks" in words
+
+
 def test_the_costs_say_what_equal_time_means(out: Path) -> None:
     from mwm.study.tables import _cost
 

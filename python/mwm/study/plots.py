@@ -158,7 +158,8 @@ def against_hidden(rows: Sequence[ArmFigure], shares: Mapping[str, Mapping[str, 
         chart.text(width - 74, y, "-" if share is None else f"{100 * share:.0f} %", colour="ink", anchor="end", size=12)
         chart.text(width, y, "-" if step is None else f"{step:.0f}", colour="ink", anchor="end", size=12)
     chart.text((left + width - right) / 2, height - 10, "share of patches really hidden (marks); arms that hide as many stand side by side", anchor="middle", size=12)
-    bars = "range over folds" if shown[0].kind == DESCRIPTIVE else f"95 % interval over {shown[0].figure.patients} patients or blocks"
+    counts = sorted({row.figure.patients for row in shown})
+    bars = "range over folds" if shown[0].kind == DESCRIPTIVE else f"95 % interval over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} patients or blocks"
     chart.text(0, 34, f"{NAMES[endpoint]}, {bars}", size=12)
     return chart
 
