@@ -32,7 +32,8 @@ def test_the_archive_gives_the_published_figures(tmp_path: Path) -> None:
         held = {(row["arm"], row["fold"], row["task"], row["endpoint"]): row["value"] for row in _rows("results.csv", data)}
         for row in found.rows:
             if row["data_set"] == data:
-                assert float(held[row["arm"], str(row["fold"]), row["task"], row["endpoint"]]) == pytest.approx(row["value"])
+                printed = held[row["arm"], str(row["fold"]), row["task"], row["endpoint"]]
+                assert printed == "" if row["value"] is None else float(printed) == pytest.approx(row["value"])  # a figure that is not defined
         # Of brain_mri a part of the answers was lost: what rests on it is published, and cannot be counted again.
         kept = {(row["arm"], row["task"], row["endpoint"]) for row in found.rows if row["data_set"] == data}
         published = {key: row for row in _rows("contrasts.csv", data) for key in [(row["first"], row["second"], row["task"], row["endpoint"])]
