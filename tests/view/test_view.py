@@ -149,7 +149,7 @@ def test_words_are_drawn_with_letters_that_the_typeface_has() -> None:
     assert drawable("Méningiome – Größe 3 × 4, łuk") == "Meningiome - Grosse 3 x 4, luk"
     assert drawable("plain text: 39 % “as is”") == "plain text: 39 % “as is”"
     assert drawable("cut short…") == "cut short..."
-    assert drawable("肺炎 é") == "?? e"
+    assert drawable("肺炎 é\n2") == "?? e\n2"
     typeface = font(14)
     absent = bytes(typeface.getmask("\uffff"))
     for letter in drawable("".join(map(chr, range(32, 0x2200)))):

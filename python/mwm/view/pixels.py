@@ -18,7 +18,7 @@ SERIES = ("#0f766e", "#d9480f", "#4f46a5", "#8a6d1f", "#7a8699")
 REGION_RGB = (255, 138, 31)
 HIDDEN_RGB = (171, 178, 189)
 
-_LETTERS = frozenset("©«°±´·»‘’“”…‹›") | {chr(code) for code in range(32, 127)}  # what Pillow's typeface can draw; of the rest it draws boxes
+_LETTERS = frozenset("\n©«°±´·»‘’“”…‹›") | {chr(code) for code in range(32, 127)}  # what Pillow's typeface can draw; of the rest it draws boxes
 _INSTEAD = str.maketrans({"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i",
                           "×": "x", "–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-"})
 
